@@ -1,0 +1,32 @@
+"""Checks of arguments: an error names the argument, what came and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
+
+
+def number(name: str, value: ArrayLike, *, above: float | None = None, at_least: float | None = None) -> Array:
+    """A scalar as a floating array, so that a new value does not retrace."""
+    array = jnp.asarray(value)
+    if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"{name} must be one number, got {value!r}.")
+    if not isinstance(array, jax.core.Tracer):
+        if above is not None and not array > above:
+            raise ValueError(f"{name} must be greater than {above}, got {value}.")
+        if at_least is not None and not array >= at_least:
+            raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """`value`, if it is one of the allowed names."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.{hint}")
+    return value

@@ -1,0 +1,39 @@
+"""Energy natural gradient descent, damped, with a grid line search."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._tree import tree_dtype
+from ..globalization import LineSearch, grid_search, step_size_damping
+from ..linear import Solve
+from ..linearization import Linearization
+from ._gauss_newton import DampedState, gauss_newton_direction
+from ._method import AbstractMethod, Loss, StepInfo, line_search_step
+
+
+class EnergyNaturalGradientMethod(AbstractMethod):
+    """Energy natural gradient: Newton's method in function space, pulled back to the parameters.
+
+        G = D^2 E(u)[d_i u, d_j u]           (J^T J of the composite form)
+        (G + lambda I) d = -grad L
+        eta = argmin of L(theta + eta d) over {0, 2^0, 2^-1, ..., 2^-30}
+
+    with lambda by `step_size_damping`. See `sciml_opt.energy_natural_gradient`.
+    """
+
+    init_damping: Array
+    solve: Solve = eqx.field(static=True)
+
+    def init(self, params: PyTree) -> DampedState:
+        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))
+
+    def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
+        def search(lin: Linearization, direction: PyTree) -> LineSearch:
+            return grid_search(loss, params, direction, lin.value)
+
+        lin = loss.linearize(params)
+        direction, factor = gauss_newton_direction(lin, state.damping, False, self.solve)
+        update, info = line_search_step(lin, direction, factor, search)
+        damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
+        return update, DampedState(damping, state.count + 1, info)

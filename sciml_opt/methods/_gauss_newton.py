@@ -1,0 +1,57 @@
+"""Damped Gauss-Newton, globalised by an Armijo line search."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from .._tree import tree_dot, tree_dtype
+from ..globalization import LineSearch, armijo_search, step_size_damping
+from ..linear import DampedSolve, Solve, factorize
+from ..linearization import Linearization
+from ._method import AbstractMethod, Loss, StepInfo, line_search_step
+
+
+class DampedState(NamedTuple):
+    damping: Scalar  # relative to the largest diagonal entry of D^-1 J^T J
+    count: Int[Array, ""]
+    info: StepInfo
+
+
+def gauss_newton_direction(
+    lin: Linearization, damping: Scalar, marquardt: bool, solve: Solve
+) -> tuple[PyTree, DampedSolve]:
+    """`-(J^T J + lambda D)^-1 grad`, with lambda = `damping` times the largest diagonal entry of `D^-1 J^T J`."""
+    factor = factorize(lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve)
+    ascent = factor.from_gradient(lin.grad) if lin.residual is None else factor.from_residual(lin.residual)
+    return jax.tree.map(jnp.negative, ascent), factor
+
+
+class GaussNewtonMethod(AbstractMethod):
+    """Gauss-Newton: a damped direction, an Armijo line search, and damping that follows the step size.
+
+        (J^T J + lambda D) d = -g
+        eta = first of 1, 1/2, 1/4, ... with L(theta + eta d) <= L(theta) + 1e-4 eta <g, d>
+        lambda /= 4 if eta >= 1/4,   lambda *= 4 if eta < 1/20
+
+    See `sciml_opt.gauss_newton`.
+    """
+
+    init_damping: Array
+    marquardt: bool = eqx.field(static=True)
+    solve: Solve = eqx.field(static=True)
+
+    def init(self, params: PyTree) -> DampedState:
+        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))
+
+    def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
+        def search(lin: Linearization, direction: PyTree) -> LineSearch:
+            return armijo_search(loss, params, direction, lin.value, tree_dot(lin.grad, direction))
+
+        lin = loss.linearize(params)
+        direction, factor = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
+        update, info = line_search_step(lin, direction, factor, search)
+        damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
+        return update, DampedState(damping, state.count + 1, info)

@@ -1,0 +1,93 @@
+"""Levenberg-Marquardt with Nielsen damping and geodesic acceleration."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from .._tree import second_derivative, tree_add, tree_dot, tree_dtype, tree_norm, tree_scale, tree_where
+from ..globalization import nielsen_update
+from ..linear import Solve, factorize
+from ._method import AbstractMethod, Loss, StepInfo
+
+
+class LevenbergMarquardtState(NamedTuple):
+    damping: Scalar  # lambda; set from the first Jacobian
+    growth: Scalar  # nu of the Nielsen rule
+    count: Int[Array, ""]
+    info: StepInfo
+
+
+class LevenbergMarquardtMethod(AbstractMethod):
+    """Levenberg-Marquardt: a damped Gauss-Newton step, accepted only if it decreases the loss.
+
+        (J^T J + lambda D) v = -J^T r
+        (J^T J + lambda D) a = -J^T r_vv,     r_vv = d^2/dt^2 r(theta + t v) at t = 0
+        s = v + a/2  if |a|_D <= limit |v|_D,  else v
+        rho = (L(theta) - L(theta + s)) / (0.5 v^T (lambda D v - g))
+
+    and lambda by `nielsen_update`. Both solves share one factorisation. See `sciml_opt.levenberg_marquardt`.
+    """
+
+    init_damping: Array
+    acceleration_limit: Array
+    geodesic: bool = eqx.field(static=True)
+    marquardt: bool = eqx.field(static=True)
+    solve: Solve = eqx.field(static=True)
+
+    def init(self, params: PyTree) -> LevenbergMarquardtState:
+        one = jnp.ones((), tree_dtype(params))
+        return LevenbergMarquardtState(0 * one, 2 * one, jnp.int32(0), StepInfo.empty(params))
+
+    def step(self, loss: Loss, params: PyTree, state: LevenbergMarquardtState):
+        lin = loss.linearize(params)
+        dtype = state.damping.dtype
+        norms = jnp.stack([jnp.max(leaf.astype(dtype)) for leaf in jax.tree.leaves(lin.jacobian.column_norms())])
+        # Marquardt scaling makes the diagonal of D^-1 J^T J one; otherwise lambda starts relative to its maximum.
+        first = self.init_damping.astype(dtype) * (1 if self.marquardt else jnp.max(norms) ** 2)
+        damping = jnp.where(state.count == 0, jnp.clip(first, 1e-18, 1e12), state.damping)
+        factor = factorize(lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve)
+
+        def direction(y, g):
+            step = factor.from_gradient(g) if y is None else factor.from_residual(y)
+            return jax.tree.map(jnp.negative, step)
+
+        v = step = direction(lin.residual, lin.grad)
+        scaled = jax.tree.map(jnp.multiply, factor.scale, v)
+        accelerated = jnp.zeros((), bool)
+        if self.geodesic and lin.residual is not None:
+            a = direction(second_derivative(loss.residual, params, v), None)
+            length = tree_dot(a, jax.tree.map(jnp.multiply, factor.scale, a))
+            limit = self.acceleration_limit.astype(dtype)
+            accelerated = length <= limit**2 * tree_dot(v, scaled)  # false for a non-finite acceleration
+            step = tree_where(accelerated, tree_add(v, tree_scale(jnp.asarray(0.5, dtype), a)), v)
+
+        trial = loss(tree_add(params, step))
+        predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
+        gain_ratio = (lin.value - trial) / predicted
+        accepted = jnp.isfinite(trial) & (trial < lin.value)
+        started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
+        new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted)
+        update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
+        info = StepInfo(
+            loss=lin.value,
+            trial_loss=trial,
+            accepted=accepted,
+            damping=factor.damping,
+            gain_ratio=gain_ratio,
+            step_size=jnp.ones((), dtype),
+            step_norm=tree_norm(step),
+            grad_norm=tree_norm(lin.grad),
+            accelerated=accelerated,
+            evaluations=jnp.int32(1),
+            rung=factor.rung,
+            clipped=lin.clipped,
+        )
+        return update, LevenbergMarquardtState(
+            damping=jnp.where(started, new_damping, state.damping),
+            growth=jnp.where(started, growth, state.growth),
+            count=state.count + started.astype(jnp.int32),
+            info=info,
+        )

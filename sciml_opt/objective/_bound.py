@@ -1,0 +1,207 @@
+"""An objective on given points: what optimizers call, differentiate and linearize."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from .._tree import tree_dtype
+from ..linearization import Block, Linearization, half_squared_norm, linearize
+
+
+class _Static(eqx.Module):
+    """A hashable pytree of non-arrays, so that it can stand in a jit key."""
+
+    leaves: tuple = eqx.field(static=True)
+    treedef: Any = eqx.field(static=True)
+
+    def __init__(self, tree: PyTree):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        self.leaves = tuple(leaves)
+
+    def __hash__(self):
+        return hash((self.leaves, self.treedef))
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and (self.leaves, self.treedef) == (other.leaves, other.treedef)
+
+    @property
+    def tree(self) -> PyTree:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+class PointMap(eqx.Module):
+    """A user function split into arrays (dynamic) and the rest (static)."""
+
+    arrays: PyTree
+    static: _Static = eqx.field(static=True)
+    term: str = eqx.field(static=True)
+
+    def __init__(self, arrays: PyTree, static: PyTree, term: str):
+        self.arrays = arrays
+        self.static = _Static(static)
+        self.term = term
+
+    def __call__(self, *args):
+        return eqx.combine(self.arrays, self.static.tree)(*args)
+
+
+class BoundTerm(eqx.Module):
+    """One term on its points."""
+
+    inner: PointMap
+    outer: PointMap | None  # None: half the squared norm
+    points: PyTree
+    weight: Array
+    weights: Array | None
+    count: int = eqx.field(static=True)
+
+
+class BoundObjective(eqx.Module):
+    """An objective bound to points and to the static part of the model: `loss(params) -> scalar`.
+
+    A pytree of arrays and hashable static data: pass it through `jax.jit`, close over it, or hand it to
+    `tx.update(..., value_fn=loss)`.
+
+    **Methods:** `loss(params)`; `loss.linearize(params)`; `loss.residual(params)`; `loss.values(params)`.
+    """
+
+    _terms: dict[str, BoundTerm]
+    _static_arrays: PyTree
+    _static: _Static = eqx.field(static=True)
+    _where: _Static = eqx.field(static=True)
+
+    def __init__(self, terms: dict[str, BoundTerm], static: PyTree, where: PyTree | Callable | None):
+        self._terms = terms
+        self._static_arrays, rest = eqx.partition(static, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
+        self._static = _Static(rest)
+        self._where = _Static(where)
+
+    # Identity, so that `jax.jit(loss)` and `jax.value_and_grad(loss)` take it as the function that it is.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def least_squares(self) -> bool:
+        """Whether every term is `0.5 |z|^2`."""
+        return all(term.outer is None for term in self._terms.values())
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """`L(params)`. Cost: one evaluation of every inner map."""
+        values = self.values(params)
+        return sum(values.values(), start=jnp.zeros((), tree_dtype(params)))
+
+    def values(self, params: PyTree) -> dict[str, Scalar]:
+        """The weighted value of every term; they add up to `L(params)`."""
+        return {name: block.value(params) for name, block in self._blocks(params).items()}
+
+    def residual(self, params: PyTree) -> Float[Array, " N"]:
+        """The flat whitened residual `rho` with `L = 0.5 |rho|^2`; least squares only."""
+        if not self.least_squares:
+            names = [name for name, term in self._terms.items() if term.outer is not None]
+            raise ValueError(f"residual exists for least squares only; the terms {names} have another outer function.")
+        return jnp.concatenate([block.residual(params) for block in self._blocks(params).values()])
+
+    def linearize(self, params: PyTree) -> Linearization:
+        """Value, gradient, whitened residual and structured Jacobian at `params`: see `Linearization`."""
+        return linearize(list(self._blocks(params).values()), params)
+
+    def _blocks(self, params: PyTree) -> dict[str, Block]:
+        dtype = tree_dtype(params)
+
+        def cast(leaf):  # everything follows the dtype of the parameters
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        blocks = {}
+        for name, term in self._terms.items():
+            inner = _PointFunction(term.inner, self._static_arrays, self._static, self._where, term.count)
+            weights = jnp.full((term.count,), 1 / term.count, dtype) if term.weights is None else cast(term.weights)
+            outer = half_squared_norm if term.outer is None else term.outer
+            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * cast(term.weight))
+        return blocks
+
+
+class _PointFunction(eqx.Module):
+    """`(params, point) -> (m,)`: the user's inner map on the assembled model, checked, and traced once a program."""
+
+    inner: PointMap
+    static_arrays: PyTree
+    static: _Static = eqx.field(static=True)
+    where: _Static = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+
+    def __call__(self, params: PyTree, point: PyTree) -> Float[Array, " m"]:
+        statics = (self.inner.static, self.inner.term, self.static, self.where, self.count)
+        return _evaluate_point(statics, self.inner.arrays, self.static_arrays, params, point)
+
+
+def _evaluate(statics, inner_arrays, static_arrays, params, point):
+    inner_static, term, static, where, count = statics
+    frozen = where.tree
+    if frozen is not None:
+        trained, rest = eqx.partition(params, frozen)
+        params = eqx.combine(trained, jax.tree.map(jax.lax.stop_gradient, rest))
+    model = params
+    if static.treedef != _NOTHING or jax.tree.leaves(static_arrays):
+        model = eqx.combine(params, static_arrays, static.tree)
+    inner = eqx.combine(inner_arrays, inner_static.tree)
+    try:
+        z = inner(model, point)
+    except Exception as error:
+        error.add_note(
+            f"This happened in the inner map of term {term!r}, which is called with ONE point of shapes "
+            f"{jax.tree.map(jnp.shape, point)} (no batch axis); it is batched for you."
+        )
+        raise
+    return _check_output(z, term, count, inner, model, point)
+
+
+# One jitted function for all: value, gradient, linearization and trial share one trace of the user's code.
+_evaluate_point = jax.jit(_evaluate, static_argnums=0, inline=True)
+_NOTHING = jax.tree.structure(None)
+
+
+def _check_output(z, term: str, count: int, inner, model, point) -> Float[Array, " m"]:
+    what = f"The inner map of term {term!r} must return a real scalar or a vector (m,) for one point"
+    if not isinstance(z, jax.Array) and not jnp.isscalar(z):
+        raise TypeError(f"{what}; it returned {type(z).__name__}. Stack several components with jnp.stack.")
+    z = jnp.asarray(z)
+    if jnp.issubdtype(z.dtype, jnp.complexfloating):
+        raise TypeError(f"{what}; it returned {z.dtype}. Stack real and imaginary parts.")
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise TypeError(f"{what}; it returned {z.dtype}.")
+    if z.ndim > 1 or z.size == 0:
+        raise ValueError(f"{what}; it returned shape {z.shape} (called with ONE point, without a batch axis).")
+    if z.size > 1 and _depends_on_number_of_points(z.size, count, inner, model, point):
+        raise ValueError(
+            f"{what}, of a size that does not depend on the number of points; it returned shape {z.shape} for "
+            f"{count} points. Write the residual for a single point and give the points a leading axis in the batch."
+        )
+    return z.reshape(-1)
+
+
+def _depends_on_number_of_points(size: int, count: int, inner, model, point) -> bool:
+    """Whether the output is a stacked residual: it ignores its own point, or it grows with a batch inside the point."""
+    if size == count:
+        closed = jax.make_jaxpr(lambda x: inner(model, x))(point)
+        used = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
+        if not any(id(v) in used for v in closed.jaxpr.invars):
+            return True
+    leaves = [leaf for leaf in jax.tree.leaves(point) if jnp.ndim(leaf) >= 2 and leaf.shape[0] == size]
+    if not leaves:
+        return False
+
+    def longer(leaf):
+        grows = jnp.ndim(leaf) >= 2 and leaf.shape[0] == size
+        return jax.ShapeDtypeStruct((size + 1, *leaf.shape[1:]) if grows else leaf.shape, leaf.dtype)
+
+    try:
+        out = jax.eval_shape(lambda x: inner(model, x), jax.tree.map(longer, point))
+    except Exception:  # a map of fixed size refuses a longer point, and that is the answer
+        return False
+    return math.prod(out.shape) == size + 1

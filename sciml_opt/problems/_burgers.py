@@ -1,0 +1,124 @@
+"""The viscous Burgers equation, with its shock at x = 0."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._check import one_of
+from ..calculus import bundle
+from ..objective import Objective, Term
+from ._points import grid, midpoints
+from ._problem import Problem
+
+VISCOSITY = 0.01 / np.pi
+
+
+def burgers(boundary: Literal["dirichlet", "periodic"] = "dirichlet") -> Problem:
+    """The viscous Burgers equation; a point is (x, t).
+
+        u_t + u u_x = nu u_xx  in (-1, 1) x (0, 1),   nu = 0.01 / pi,   u(x, 0) = -sin(pi x),   u(+-1, t) = 0
+
+    A shock of width about 4 nu stands at x = 0 from t = 0.4 on.
+
+    **Arguments:** `boundary`: `"dirichlet"` as above, or `"periodic"` (value and slope agree at -1 and 1, one
+    two-component term), which has the same solution.
+
+    **Source:** Raissi, Perdikaris and Karniadakis, doi:10.1016/j.jcp.2018.10.045; reference by Cole and Hopf.
+    """
+    periodic = one_of("boundary", boundary, ("dirichlet", "periodic")) == "periodic"
+    return Problem(
+        name="burgers",
+        title="Viscous Burgers equation, nu = 0.01 / pi",
+        description=(
+            "u_t + u u_x = nu u_xx for x in (-1, 1), t in (0, 1), nu = 0.01 / pi, u(x, 0) = -sin(pi x), "
+            f"{'periodic' if periodic else 'zero Dirichlet'} boundary; a shock forms at x = 0. Reference by Cole-Hopf "
+            "quadrature. Raissi, Perdikaris and Karniadakis, doi:10.1016/j.jcp.2018.10.045. 56 x 56 stratified points, "
+            "denser around x = 0: with 1000 even ones the loss falls to 1e-8 and the error stays 0.4."
+        ),
+        objective=Objective(
+            interior=Term(_residual),
+            initial=Term(_initial, weight=10.0),
+            boundary=Term(_periodic if periodic else _dirichlet, weight=10.0),
+        ),
+        domain={"x": (-1.0, 1.0), "t": (0.0, 1.0)},
+        reference=cole_hopf,
+        training_points=_periodic_points if periodic else _dirichlet_points,
+        dense_points=_dense_points,
+        layers=(16, 16, 16),
+        method="levenberg_marquardt",
+        steps=600,
+        target=1e-3,
+        tags=("nonlinear", "parabolic", "shock", "least_squares"),
+    )
+
+
+def _residual(u, x):
+    value, (slope, rate), (curvature,) = bundle(u, (0, 0))(x)
+    return rate + value * slope - VISCOSITY * curvature
+
+
+def _initial(u, x):
+    return u(x) + jnp.sin(jnp.pi * x[0])
+
+
+def _dirichlet(u, x):
+    return u(x)
+
+
+def _periodic(u, pair):
+    left, right = (bundle(u)(x) for x in pair)
+    return jnp.stack([left.value - right.value, left.gradient[0] - right.gradient[0]])
+
+
+def cole_hopf(points: np.ndarray, nodes: int = 200) -> np.ndarray:
+    """The solution of Burgers' equation by the Cole-Hopf transform and Gauss-Hermite quadrature.
+
+        u = -sum_k p_k sin(pi y_k),   y_k = x - z_k sqrt(4 nu t),   p = softmax(log w_k - cos(pi y_k) / (2 pi nu))
+
+    **Arguments:** `points`, `(N, 2)` rows (x, t); `nodes`, the number of Gauss-Hermite nodes z_k with weights w_k.
+
+    **Returns:** `(N,)`. The softmax form neither over- nor underflows.
+
+    **Accuracy:** see the test.
+
+    **Cost:** `N nodes` exponentials; memory `N nodes`.
+
+    **Source:** Basdevant et al. (1986), doi:10.1016/0045-7930(86)90036-8.
+    """
+    from scipy.special import roots_hermite
+
+    z, w = roots_hermite(nodes)
+    keep = w > 0  # the outermost weights underflow
+    x, t = points[:, :1], points[:, 1:]
+    y = x - np.sqrt(4 * VISCOSITY * t) * z[keep]
+    exponent = np.log(w[keep]) - np.cos(np.pi * y) / (2 * np.pi * VISCOSITY)
+    p = np.exp(exponent - np.max(exponent, axis=1, keepdims=True))
+    return -np.sum(p * np.sin(np.pi * y), axis=1) / np.sum(p, axis=1)
+
+
+def _interior_points(n: int = 56):
+    """One point in each cell of an n x n grid (s, t), and `x = s / 4 + 3 s^3 / 4`: four times denser at x = 0."""
+    jitter = np.random.default_rng(0).random((n * n, 2))
+    s, t = ((grid(np.arange(n), np.arange(n)) + jitter) / n).T
+    s = 2 * s - 1
+    return np.stack([0.25 * s + 0.75 * s**3, t], axis=1)
+
+
+def _dirichlet_points(n: int = 40):
+    t = midpoints(n)
+    return {
+        "interior": _interior_points(),
+        "initial": grid(2 * midpoints(2 * n) - 1, np.zeros(1)),
+        "boundary": grid(np.array([-1.0, 1.0]), t),
+    }
+
+
+def _periodic_points():
+    points = _dirichlet_points()
+    left, right = np.split(points["boundary"], 2)
+    return points | {"boundary": np.stack([left, right], axis=1)}
+
+
+def _dense_points():
+    return grid(np.linspace(-1.0, 1.0, 256), np.linspace(0.0, 0.99, 100))

@@ -1,0 +1,112 @@
+"""The record that a problem is: objective, points, model, reference and error."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree, Scalar
+
+from .._tree import tree_dtype
+from ..models import MLP
+from ..objective import Objective, Weighted
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A test problem: everything that a run needs, except the optimizer.
+
+    Arrays are built on first use, in float64 NumPy, and handed out in the dtype asked for.
+
+    **Attributes:**
+
+    - `name`, `title`, `description`: the registry key, one line, one paragraph with the source.
+    - `objective`: the loss, `so.Objective`.
+    - `domain`: coordinate name -> (lower, upper), in the order of the components of a point.
+    - `reference`: the solution, `(N, d) -> (N,)`, NumPy in float64: exact, or computed independently of any network.
+    - `layers`: hidden widths of the default model.
+    - `method`, `steps`: name of a method that solves it, and the steps after which it has.
+    - `target`: the relative L2 error that they reach from random starts.
+    - `tags`: of `"linear"`, `"nonlinear"`, `"elliptic"`, `"parabolic"`, `"energy"`, `"high_dimensional"`, ...
+    - `training_points`, `dense_points`: what `batch` and `test_points` read.
+
+    **Example:**
+
+    ```python
+    problem = so.problems.get("poisson2d")
+    model = problem.model(jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    loss = problem.objective.bind(problem.batch(), static=static)
+    ```
+    """
+
+    name: str
+    title: str
+    description: str
+    objective: Objective
+    domain: Mapping[str, tuple[float, float]]
+    reference: Callable[[Float[np.ndarray, "N d"]], Float[np.ndarray, " N"]]
+    training_points: Callable[[], Mapping[str, Any]]
+    dense_points: Callable[[], Float[np.ndarray, "N d"]]
+    layers: tuple[int, ...]
+    method: str
+    steps: int
+    target: float
+    tags: tuple[str, ...]
+
+    def batch(self, dtype: DTypeLike | None = None) -> dict[str, PyTree | Weighted]:
+        """The training points: one entry a term, always the same points.
+
+        **Arguments:** `dtype`, `None` for jax's default (float64 exactly if x64 is on).
+        """
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, _floating(dtype)), dict(self._training))
+
+    def model(
+        self, key: PRNGKeyArray, layers: Sequence[int] | None = None, dtype: DTypeLike | None = None
+    ) -> eqx.Module:
+        """A freshly drawn `so.models.MLP` from the coordinates to a scalar.
+
+        **Arguments:** `key`; `layers`, the hidden widths, by default those of the problem; `dtype` as in `batch`.
+        """
+        return MLP(len(self.domain), "scalar", self.layers if layers is None else layers, key=key, dtype=dtype)
+
+    def test_points(self, dtype: DTypeLike | None = None) -> Float[Array, "N d"]:
+        """The dense test set, on which `error` is measured."""
+        return jnp.asarray(self._test[0], _floating(dtype))
+
+    def error(self, model: Callable[[Float[Array, " d"]], Scalar]) -> Scalar:
+        """The relative L2 error on the test set, `|u - u*| / |u*|`.
+
+        **Arguments:** `model`, a function of one point; the points get the dtype of its parameters.
+
+        **Returns:** a scalar of the dtype of the model's output. Works under `jit` and `vmap`; the test set enters a
+        compiled program as a constant.
+
+        **Cost:** one evaluation of the model a test point.
+        """
+        arrays = eqx.filter(model, eqx.is_inexact_array)
+        points, values, norm = self._test
+        dtype = tree_dtype(arrays) if jax.tree.leaves(arrays) else _floating(None)
+        u = jax.vmap(model)(jnp.asarray(points, dtype))
+        if u.shape != values.shape:
+            raise ValueError(f"A model of problem {self.name!r} must return a scalar for one point, got {u.shape[1:]}.")
+        return jnp.linalg.norm(u - jnp.asarray(values, u.dtype)) / norm
+
+    # NumPy arrays, never jax ones: the first use may be inside a trace, and x64 may be switched on later.
+    @cached_property
+    def _training(self) -> Mapping[str, Any]:
+        return self.training_points()
+
+    @cached_property
+    def _test(self) -> tuple[np.ndarray, np.ndarray, float]:
+        points = self.dense_points()
+        values = self.reference(points)
+        return points, values, float(np.linalg.norm(values))
+
+
+def _floating(dtype: DTypeLike | None) -> jnp.dtype:
+    return jnp.dtype(jnp.result_type(float) if dtype is None else dtype)

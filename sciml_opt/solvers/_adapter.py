@@ -1,0 +1,140 @@
+"""From a method to an optimistix least-squares solver, for any residual function or a structured objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
+
+from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
+from ..linearization import Linearization, StructuredJacobian
+from ..methods import AbstractMethod, Loss, StepInfo
+from ..objective import BoundObjective
+
+
+class _SolverState(eqx.Module):
+    method: PyTree
+    info: StepInfo
+    terminate: Bool[Array, ""]
+    result: optx.RESULTS
+
+
+class _ResidualFunction(eqx.Module):
+    """Any `fn(y, args) -> (residual pytree, aux)` as a `Loss`: its Jacobian is dense, from the cheaper side."""
+
+    fn: Callable
+    args: PyTree
+
+    @property
+    def least_squares(self) -> bool:
+        return True
+
+    def residual(self, y: PyTree) -> Float[Array, " N"]:
+        out = self.fn(y, self.args)[0]
+        return ravel(out).astype(tree_dtype(y))
+
+    def __call__(self, y: PyTree) -> Scalar:
+        return 0.5 * jnp.sum(self.residual(y) ** 2)
+
+    def linearize(self, y: PyTree) -> Linearization:
+        residual = self.residual(y)
+        reverse = residual.size < tree_size(y)
+        jacobian = (jax.jacrev if reverse else jax.jacfwd)(self.residual)(y)
+        columns = jnp.concatenate([leaf.reshape(residual.size, -1).T for leaf in jax.tree.leaves(jacobian)])
+        operator = StructuredJacobian(columns.astype(residual.dtype), tree_structure(y))
+        return Linearization(
+            0.5 * jnp.sum(residual**2), operator.rmv(residual), residual, operator, jnp.zeros((), jnp.int32)
+        )
+
+
+class MethodSolver(optx.AbstractLeastSquaresSolver):
+    """A method as an optimistix least-squares solver.
+
+    It stops when an accepted step changes neither the parameters nor the loss beyond
+    `atol + rtol * size` (in `norm`), and with `RESULTS.nonfinite` on a non-finite start.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix, kept as arrays so that another tolerance does not retrace;
+    subclasses add the numbers of their method.
+
+    **Options:** `objective`: a bound objective whose structured linearization replaces the dense Jacobian of `fn`; set
+    by `so.least_squares`.
+    """
+
+    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
+    method: eqx.AbstractVar[AbstractMethod]
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> _SolverState:
+        state = self.method.init(y)
+        return _SolverState(state, state.info, jnp.array(False), optx.RESULTS.successful)
+
+    def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
+        loss: Loss = options["objective"] if "objective" in options else _ResidualFunction(fn, args)
+        update, method_state = self.method.step(loss, y, state.method)
+        new_y, info = tree_add(y, update), method_state.info
+        dtype = tree_dtype(y)
+        rtol, atol = self.rtol.astype(dtype), self.atol.astype(dtype)
+        settled = (self.norm(update) <= atol + rtol * self.norm(y)) & (
+            info.loss - info.trial_loss <= atol + rtol * jnp.abs(info.loss)
+        )
+        terminate = (info.accepted & settled) | (info.grad_norm == 0)
+        result = optx.RESULTS.where(jnp.isfinite(info.loss), optx.RESULTS.successful, optx.RESULTS.nonfinite)
+        return new_y, _SolverState(method_state, info, terminate, result), fn(new_y, args)[1]
+
+    def terminate(self, fn, y, args, options, state: _SolverState, tags) -> tuple[Bool[Array, ""], optx.RESULTS]:
+        return state.terminate, state.result
+
+    def postprocess(self, fn, y, aux, args, options, state: _SolverState, tags, result):
+        return y, aux, {"info": state.info}
+
+
+def least_squares(
+    loss: BoundObjective,
+    solver: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser,
+    params: PyTree,
+    *,
+    max_steps: int | None = 256,
+    adjoint: optx.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> optx.Solution:
+    """`optimistix.least_squares` on a bound objective, whose structured linearization our solvers then use.
+
+    **Arguments:**
+
+    - `loss`: `objective.bind(batch, static=static)`, least squares in every term.
+    - `solver`: `so.LevenbergMarquardt(...)`, `so.GaussNewton(...)`, or any optimistix solver (which then sees the
+      stacked residual only).
+    - `params`: the start.
+    - `max_steps`, `adjoint`, `throw`: as in optimistix.
+
+    **Returns:** an `optimistix.Solution`; `solution.value` are the parameters.
+
+    **Errors:** `ValueError` if a term is not least squares.
+
+    **Example:**
+
+    ```python
+    solution = so.least_squares(loss, so.LevenbergMarquardt(rtol=1e-8, atol=1e-8), params, max_steps=500)
+    ```
+    """
+    if not isinstance(loss, BoundObjective):
+        raise TypeError(f"loss must be a bound objective, objective.bind(batch, ...), got {type(loss).__name__}.")
+    jax.eval_shape(loss.residual, params)  # raises for an energy, which has no residual
+    return optx.least_squares(
+        _bound_residual,
+        solver,
+        params,
+        args=loss,
+        options={"objective": loss} if isinstance(solver, MethodSolver) else None,
+        max_steps=max_steps,
+        adjoint=optx.ImplicitAdjoint() if adjoint is None else adjoint,
+        throw=throw,
+    )
+
+
+def _bound_residual(params: PyTree, loss: BoundObjective) -> Float[Array, " N"]:
+    return loss.residual(params)

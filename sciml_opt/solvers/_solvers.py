@@ -1,0 +1,94 @@
+"""The public optimistix solvers."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import optimistix as optx
+from jaxtyping import Array, ArrayLike, PyTree, Scalar
+
+from .._check import number, one_of
+from ..linear import Solve
+from ..methods import AbstractMethod, GaussNewtonMethod, LevenbergMarquardtMethod
+from ._adapter import MethodSolver
+
+
+class LevenbergMarquardt(MethodSolver):
+    """Levenberg-Marquardt with Nielsen damping and geodesic acceleration, as an optimistix solver.
+
+        (J^T J + lambda D) v = -J^T r,       (J^T J + lambda D) a = -J^T r_vv,       step = v + a/2
+
+    For `optimistix.least_squares` on any residual function, or `so.least_squares` on a bound objective.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; the others as in `so.levenberg_marquardt`.
+
+    **Cost:** as `so.levenberg_marquardt`; for a plain function the Jacobian is dense, `min(N, P)` (co)tangent passes.
+
+    Source: Marquardt (1963), doi:10.1137/0111030; Transtrum and Sethna, arXiv:1201.5885.
+
+    **Example:** `optx.least_squares(residual, so.LevenbergMarquardt(rtol=1e-8, atol=1e-8), y0)`.
+    """
+
+    rtol: Array
+    atol: Array
+    norm: Callable[[PyTree], Scalar]
+    method: AbstractMethod
+
+    def __init__(
+        self,
+        rtol: ArrayLike,
+        atol: ArrayLike,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        *,
+        init_damping: ArrayLike = 1e-2,
+        geodesic: bool = True,
+        acceleration_limit: ArrayLike = 0.75,
+        scaling: Literal["identity", "marquardt"] = "identity",
+        solve: Solve = "auto",
+    ):
+        self.rtol = number("rtol", rtol, at_least=0)
+        self.atol = number("atol", atol, at_least=0)
+        self.norm = norm
+        self.method = LevenbergMarquardtMethod(
+            init_damping=number("init_damping", init_damping, above=0),
+            acceleration_limit=number("acceleration_limit", acceleration_limit, above=0),
+            geodesic=geodesic,
+            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
+            solve=one_of("solve", solve, ("auto", "primal", "dual")),
+        )
+
+
+class GaussNewton(MethodSolver):
+    """Damped Gauss-Newton with an Armijo line search, as an optimistix solver.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; the others as in `so.gauss_newton`.
+
+    **Cost:** as `so.gauss_newton`; for a plain function the Jacobian is dense, `min(N, P)` (co)tangent passes.
+
+    Source: Nocedal and Wright, Numerical Optimization, section 10.3.
+
+    **Example:** `optx.least_squares(residual, so.GaussNewton(rtol=1e-8, atol=1e-8), y0)`.
+    """
+
+    rtol: Array
+    atol: Array
+    norm: Callable[[PyTree], Scalar]
+    method: AbstractMethod
+
+    def __init__(
+        self,
+        rtol: ArrayLike,
+        atol: ArrayLike,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        *,
+        init_damping: ArrayLike = 1e-2,
+        scaling: Literal["identity", "marquardt"] = "identity",
+        solve: Solve = "auto",
+    ):
+        self.rtol = number("rtol", rtol, at_least=0)
+        self.atol = number("atol", atol, at_least=0)
+        self.norm = norm
+        self.method = GaussNewtonMethod(
+            init_damping=number("init_damping", init_damping, above=0),
+            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
+            solve=one_of("solve", solve, ("auto", "primal", "dual")),
+        )

@@ -1,0 +1,296 @@
+"""`fit`: the host shell around compiled chunks of training steps."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
+
+from .._results import RESULTS
+from ..objective import Objective
+from ._checkpoint import load_checkpoint, read_header, save_checkpoint
+from ._record import Record
+from ._stop import Stop
+from ._train import Run, TrainState
+
+CHUNK = 100  # steps in one compiled program
+CHUNK_SECONDS = 0.25  # a chunk is cut short to look at the clock about this often
+
+
+class Phase(NamedTuple):
+    """One stage of a run: an optimizer, its number of steps, and when to leave it for the next stage.
+
+    **Example:** `[so.Phase(optax.adam(1e-3), 1000, until=so.Stop(plateau=200)), so.Phase(so.levenberg_marquardt(), 300)]`.
+    """
+
+    optimizer: Any
+    steps: int
+    until: Stop | None = None
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each chunk."""
+
+    step: int
+    steps: int
+    phase: int
+    loss: float
+    error: float
+    seconds: float
+    params: PyTree
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    **Fields:**
+
+    - `model`: the last iterate, or the best finite one if the run became non-finite.
+    - `best_model`, `best_loss`: the finite iterate of lowest loss.
+    - `loss`, `error`: of the last iterate (`error` is NaN without a metric).
+    - `status`: a `RESULTS` code; `RESULTS[status]` is its text.
+    - `steps`: steps made.
+    - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term, `error` (after each
+      step; NaN where it was not evaluated), `phase`, `seconds` (training time until then, see below) and the numeric
+      fields of `StepInfo` (NaN or 0 for other optimizers).
+    - `compile_seconds`, `train_seconds`: process CPU seconds on CPU, wall-clock seconds on an accelerator.
+    """
+
+    model: Any
+    best_model: Any
+    best_loss: float
+    loss: float
+    error: float
+    status: RESULTS
+    steps: int
+    history: dict[str, np.ndarray]
+    compile_seconds: float
+    train_seconds: float
+
+
+def fit(
+    model: Any,
+    objective: Objective,
+    optimizer: Any,
+    data: PyTree | Callable[[Array], PyTree],
+    *,
+    steps: int | None = None,
+    key: Array | None = None,
+    seeds: int | Iterable[int] | None = None,
+    where: PyTree | Callable[[Any], bool] | None = None,
+    metric: Callable[[Any], ArrayLike] | None = None,
+    metric_every: int = 10,
+    until: Stop | None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: float = 10.0,
+    resume: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Train a model: compiled chunks of steps, phases, stops, history, progress bar, checkpoints.
+
+    **Arguments:**
+
+    - `model`: an equinox module (or any pytree); its floating arrays are trained.
+    - `objective`: the terms.
+    - `optimizer`: an optax transformation, an optimistix solver, or a list of `Phase`.
+    - `data`: a batch (a dict with one entry a term), or a sampler `key -> batch` for fresh points each step.
+    - `steps`: the number of steps (not with phases: each has its own).
+    - `key`: needed by a sampler.
+    - `seeds`: a number of seeds, or the seeds; `model` is then a function `key -> model`, and the runs follow one
+      another in the same compiled program.
+    - `where`: which parameters are trained, as in `Objective.bind`.
+    - `metric`: `model -> scalar` error; it is evaluated every `metric_every` steps.
+    - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only.
+    - `callback`: called with a `Progress` after each chunk; a true return value stops the run.
+    - `checkpoint`: a file, written about every `checkpoint_every` seconds and at the end.
+    - `resume`: continue from `checkpoint` if that file exists; the result is bit-identical to an uninterrupted run.
+    - `progress`: show a progress bar on stderr.
+
+    **Returns:** a `FitResult` (a list of them with `seeds`). A run that becomes non-finite ends with
+    `RESULTS.nonfinite_loss` and its best finite iterate; Ctrl-C ends it with `RESULTS.interrupted`.
+
+    **Cost:** that of the optimizer's steps; one host synchronisation a chunk.
+
+    **Example:**
+
+    ```python
+    result = so.fit(model, objective, so.levenberg_marquardt(), data=batch, steps=500)
+    result.model, result.history["loss"], result.status
+    ```
+    """
+    phases = _phases(optimizer, steps)
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=FILE, the file to continue from.")
+    options = dict(where=where, metric=metric, metric_every=metric_every)
+    host = _Host(until or Stop(), callback, checkpoint, checkpoint_every, progress)
+    if seeds is None:
+        return host.fit(model, objective, phases, data, key, resume, options)
+    if isinstance(model, eqx.Module) or not callable(model):
+        raise TypeError("With seeds, model must be a function `key -> model`, so that every seed has its own start.")
+    if checkpoint is not None:
+        raise ValueError("checkpoint holds one run; call fit once a seed to use it.")
+    keys = [jax.random.key(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
+    return [host.fit(model(key), objective, phases, data, key, False, options) for key in keys]
+
+
+class _Host:
+    """The host side of a run: clock, callback, meter, checkpoints."""
+
+    def __init__(self, until: Stop, callback, checkpoint, checkpoint_every: float, progress: bool):
+        self.until, self.callback, self.progress = until, callback, progress
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+
+    def fit(self, model, objective, phases, data, key, resume: bool, options: dict) -> FitResult:
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        runs = [Run.build(objective, phase.optimizer, data, static=static, **options) for phase in phases]
+        self.total = sum(phase.steps for phase in phases)
+        self.record = Record()
+        index, state = 0, runs[0].init(params, key)
+        if resume and Path(self.checkpoint).exists():
+            index, state = self._load(runs, params, key)
+        status, finished = RESULTS.steps_done, None
+        meter = _Meter(self.total, self.progress)
+        try:
+            while True:
+                end = sum(phase.steps for phase in phases[: index + 1])
+                for verdict, state, finished in self._phase(runs[index], phases[index], index, state, end, meter):
+                    status = verdict
+                if bool(status != RESULTS.phase_done) or index + 1 == len(phases):
+                    break
+                index, state = index + 1, _enter(runs[index + 1], state)
+        except KeyboardInterrupt:
+            status = RESULTS.interrupted
+        finally:
+            meter.close()
+        if finished is None:  # interrupted before the first chunk was done
+            finished = state, jnp.asarray(jnp.nan)
+        last, loss = finished
+        status = RESULTS.where(last.result == RESULTS.nonfinite_loss, RESULTS.nonfinite_loss, status)
+        return FitResult(
+            model=eqx.combine(runs[0].final_params(last), static),
+            best_model=eqx.combine(last.best_params, static),
+            best_loss=float(last.best_loss),
+            loss=float(loss),
+            error=self.record.error,
+            status=status,
+            steps=int(last.step),
+            history=self.record.arrays(),
+            compile_seconds=self.record.compile_seconds,
+            train_seconds=self.record.seconds,
+        )
+
+    def _phase(self, run: Run, phase: Phase, index: int, state: TrainState, end: int, meter: "_Meter"):
+        """Chunks of one phase; yields `(verdict, state, (last iterate, its loss))` after each."""
+        phase_until = phase.until or Stop()
+        record, begin = self.record, self.record.wall
+        started = _clock()
+        _chunk(run, state, self.until, phase_until, state.step)  # no steps: it compiles
+        record.compile_seconds += _clock() - started
+        length, saved = 1, time.perf_counter()
+        while True:
+            wall, seconds, first = time.perf_counter(), _clock(), int(state.step)
+            limit = jnp.int32(min(first + length, end))
+            state, records, last, loss = _chunk(run, state, self.until, phase_until, limit)
+            wall, seconds = time.perf_counter() - wall, _clock() - seconds
+            done = int(state.step) - first
+            record.add(records, done, index, wall, seconds)
+            length = max(1, min(CHUNK, int(CHUNK_SECONDS * max(done, 1) / wall)))
+
+            now = Progress(int(state.step), self.total, index, float(loss), record.error, record.seconds, state.params)
+            meter.show(now)
+            verdict = RESULTS.successful
+            if bool(state.result != RESULTS.successful):
+                verdict = state.result
+            elif int(state.step) >= end:
+                verdict = RESULTS.steps_done if int(state.step) >= self.total else RESULTS.phase_done
+            elif record.wall >= self.until.seconds:
+                verdict = RESULTS.time_budget_spent
+            elif record.wall - begin >= phase_until.seconds:
+                verdict = RESULTS.phase_done
+            if self.callback is not None and self.callback(now) and bool(verdict == RESULTS.successful):
+                verdict = RESULTS.stopped_by_callback
+            over = bool(verdict != RESULTS.successful)
+            if self.checkpoint is not None and (over or time.perf_counter() - saved >= self.checkpoint_every):
+                save_checkpoint(self.checkpoint, state, record.arrays(), record.header() | {"phase": index})
+                saved = time.perf_counter()
+            yield verdict, state, (last, loss)
+            if over:
+                return
+
+    def _load(self, runs: list[Run], params: PyTree, key: Array | None) -> tuple[int, TrainState]:
+        header = read_header(self.checkpoint)
+        index = header["phase"]
+        if index >= len(runs):
+            raise ValueError(f"{self.checkpoint} is in phase {index + 1}, but only {len(runs)} phases are given.")
+        like = runs[index].init(params, key)
+        state, history = load_checkpoint(self.checkpoint, like)
+        self.record = Record.restore(header, history)
+        return index, state
+
+
+def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
+    if isinstance(optimizer, list | tuple) and not hasattr(optimizer, "update"):
+        phases = list(optimizer)
+        if not phases or not all(isinstance(phase, Phase) for phase in phases):
+            raise TypeError("optimizer must be an optimizer or a non-empty list of Phase(optimizer, steps).")
+        if steps is not None:
+            raise ValueError("steps belongs to each Phase when phases are given: Phase(optimizer, steps).")
+    else:
+        if steps is None:
+            raise ValueError("steps is needed: fit(..., steps=500).")
+        phases = [Phase(optimizer, steps)]
+    for phase in phases:
+        if not isinstance(phase.steps, int) or phase.steps < 1:
+            raise ValueError(f"steps must be a positive integer, got {phase.steps!r}.")
+    return phases
+
+
+def _enter(run: Run, state: TrainState) -> TrainState:
+    """The next phase starts from the parameters of the last, with a fresh optimizer state and plateau count."""
+    fresh = run.init(state.params, state.key)
+    return fresh._replace(step=state.step, best_params=state.best_params, best_loss=state.best_loss)
+
+
+@eqx.filter_jit
+def _compiled_chunk(run: Run, state: TrainState, until: Stop, phase_until: Stop, limit: Array):
+    state, records = run.scan(state, until, phase_until, limit, CHUNK)
+    loss, last = run.finish(state)
+    return state, records, last, loss
+
+
+def _chunk(*args):
+    return jax.block_until_ready(_compiled_chunk(*args))
+
+
+def _clock() -> float:
+    """Process CPU time where the CPU does the work, so that a busy machine does not distort it; else wall time."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+class _Meter:
+    """A tqdm bar on stderr, or nothing."""
+
+    def __init__(self, total: int, show: bool):
+        self.bar = None
+        if show:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, unit="step", dynamic_ncols=True)
+
+    def show(self, now: Progress) -> None:
+        if self.bar is not None:
+            error = "" if math.isnan(now.error) else f", error {now.error:.2e}"
+            self.bar.set_postfix_str(f"loss {now.loss:.2e}{error}", refresh=False)
+            self.bar.update(now.step - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,72 @@
+"""One step of any optimizer: optax transformations and optimistix solvers behind one interface."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix as optx
+from jaxtyping import Array, Bool, PyTree, Scalar
+
+from ..objective import BoundObjective
+from ..solvers import MethodSolver
+from ..transforms import to_transformation
+
+
+class OptaxStepper(eqx.Module):
+    """Steps by optax's own protocol: `tx.update(grad, state, params, value=..., grad=..., value_fn=loss)`."""
+
+    optimizer: optax.GradientTransformationExtraArgs
+    fixed_batch: bool = eqx.field(static=True, default=False)
+
+    def init(self, loss: BoundObjective, params: PyTree) -> Any:
+        del loss
+        # Strong types: the weakly typed counters of some states would retrace at the second step.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.optimizer.init(params))
+
+    def step(self, loss: BoundObjective, params: PyTree, state: Any, value: Scalar, grad: PyTree):
+        updates, state = self.optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        return optax.apply_updates(params, updates), state, jnp.zeros((), bool)
+
+
+class OptimistixStepper(eqx.Module):
+    """Steps of an optimistix solver on one fixed batch; its state travels as arrays, the rest is rebuilt each trace."""
+
+    optimizer: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+    fixed_batch: bool = eqx.field(static=True, default=True)
+
+    def _setup(self, loss: BoundObjective, params: PyTree):
+        minimise = isinstance(self.optimizer, optx.AbstractMinimiser)
+
+        def fn(y, args):
+            return (loss(y) if minimise else loss.residual(y)), None
+
+        fn = eqx.filter_closure_convert(fn, params, None)
+        out = jax.eval_shape(loss if minimise else loss.residual, params)
+        return fn, self.optimizer.init(fn, params, None, {}, out, None, frozenset())
+
+    def init(self, loss: BoundObjective, params: PyTree) -> Any:
+        return eqx.filter(self._setup(loss, params)[1], eqx.is_array)
+
+    def step(self, loss: BoundObjective, params: PyTree, state: Any, value: Scalar, grad: PyTree):
+        del value, grad
+        fn, fresh = self._setup(loss, params)
+        full = eqx.combine(state, eqx.filter(fresh, eqx.is_array, inverse=True))
+        new_params, full, _ = self.optimizer.step(fn, params, None, {}, full, frozenset())
+        done, result = self.optimizer.terminate(fn, new_params, None, {}, full, frozenset())
+        return new_params, eqx.filter(full, eqx.is_array), done | (result != optx.RESULTS.successful)
+
+
+def make_stepper(optimizer: Any) -> OptaxStepper | OptimistixStepper:
+    """Recognise an optimizer; our optimistix solvers step through their method, any other through its own `step`."""
+    if isinstance(optimizer, MethodSolver):
+        return OptaxStepper(to_transformation(optimizer.method))
+    if isinstance(optimizer, optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser):
+        return OptimistixStepper(optimizer)
+    if isinstance(optimizer, optax.GradientTransformation):
+        return OptaxStepper(optax.with_extra_args_support(optimizer))
+    raise TypeError(
+        "optimizer must be an optax transformation (so.levenberg_marquardt(), optax.adam(1e-3)) or an optimistix solver, "
+        f"got {type(optimizer).__name__}."
+    )

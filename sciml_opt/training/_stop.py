@@ -1,0 +1,42 @@
+"""When to stop."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
+
+from .._check import number
+
+
+class Stop(eqx.Module):
+    """Conditions that end a run or a phase; the first one met counts. Changing a number does not retrace.
+
+    **Arguments:**
+
+    - `loss`: stop when the loss is at most this.
+    - `error`: stop when the error metric is at most this.
+    - `plateau`: stop when the loss has not fallen by more than 0.1 % (of its size; it may be negative) in this many
+      steps.
+    - `seconds`: stop after this much wall-clock time of training, compilation excluded (`fit` only).
+
+    **Example:** `so.fit(..., until=so.Stop(error=1e-6, seconds=30))`.
+    """
+
+    loss: Array
+    error: Array
+    plateau: Array
+    seconds: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        loss: ArrayLike | None = None,
+        error: ArrayLike | None = None,
+        plateau: int | None = None,
+        seconds: float | None = None,
+    ):
+        never = jnp.iinfo(jnp.int32).max
+        self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss)
+        self.error = number("Stop(error=...)", -jnp.inf if error is None else error)
+        steps = number("Stop(plateau=...)", never if plateau is None else plateau, above=0)
+        self.plateau = steps.astype(jnp.int32) if plateau is not None else jnp.int32(never)
+        self.seconds = float("inf") if seconds is None else float(number("Stop(seconds=...)", seconds, above=0))

@@ -1,0 +1,254 @@
+"""`train`: the whole training run as one pure scan."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
+
+from .._results import RESULTS
+from .._tree import tree_all_finite, tree_dtype, tree_where
+from ..methods import StepInfo
+from ..objective import BoundObjective, Objective
+from ._stepper import OptaxStepper, OptimistixStepper, make_stepper
+from ._stop import Stop
+
+PLATEAU_DECREASE = 1e-3  # a relative decrease below this is no progress
+
+
+class TrainState(NamedTuple):
+    """Everything that a run carries from step to step; arrays only."""
+
+    params: PyTree
+    optimizer: PyTree
+    key: Array  # key data; step k uses fold_in(key, k)
+    step: Int[Array, ""]
+    # the finite iterate of lowest loss so far
+    best_params: PyTree
+    best_loss: Scalar
+    # plateau detection: the loss at the last real decrease, and the steps since
+    reference_loss: Scalar
+    stalled: Int[Array, ""]
+    result: RESULTS  # `successful` while running
+
+
+class TrainResult(eqx.Module):
+    """What `train` returns; arrays only, so that `train` jits and vmaps.
+
+    **Attributes:**
+
+    - `params`: the last iterate, or the best one if the run became non-finite.
+    - `loss`: its loss on the last batch.
+    - `best_params`, `best_loss`: the finite iterate of lowest loss.
+    - `result`: a `RESULTS` code: `steps_done`, `target_reached`, `plateau`, `nonfinite_loss`, or `phase_done` if an
+      optimistix solver has converged.
+    - `history`: `loss` (before each step), `terms` (one array a term), `error` (after each step; NaN where it was not
+      evaluated), `info` (`StepInfo` of our methods, else `None`), all with a leading axis of `steps`; rows from
+      `state.step` on were not run and are NaN or zero.
+    - `state`: the final `TrainState`.
+    """
+
+    params: PyTree
+    loss: Scalar
+    best_params: PyTree
+    best_loss: Scalar
+    result: RESULTS
+    history: dict[str, Any]
+    state: TrainState
+
+
+def train(
+    params: PyTree,
+    objective: Objective,
+    optimizer: Any,
+    data: PyTree | Callable[[Array], PyTree],
+    *,
+    steps: int,
+    static: PyTree = None,
+    where: PyTree | Callable[[Any], bool] | None = None,
+    key: Array | None = None,
+    metric: Callable[[Any], ArrayLike] | None = None,
+    metric_every: int = 1,
+    until: Stop | None = None,
+) -> TrainResult:
+    """A training run as one pure function of arrays: one `lax.scan`, to be jitted, vmapped or mapped over seeds.
+
+    **Arguments:**
+
+    - `params`, `static`: from `eqx.partition(model, eqx.is_inexact_array)`; without `static`, `params` is the model.
+    - `objective`: the terms.
+    - `optimizer`: an optax transformation or an optimistix solver.
+    - `data`: a batch (a dict with one entry a term), or a sampler `key -> batch` that gives every step fresh points.
+    - `steps`: the number of steps, a Python integer.
+    - `where`: which parameters are trained, as in `Objective.bind`.
+    - `key`: needed by a sampler only.
+    - `metric`: `model -> scalar` error, evaluated every `metric_every` steps.
+    - `until`: early stop; the remaining steps of the scan do nothing.
+
+    **Returns:** a `TrainResult`.
+
+    **Cost:** the steps of the optimizer, one value and gradient (free if the optimizer computes its own), plus the
+    metric where it is evaluated.
+
+    **Example:**
+
+    ```python
+    result = jax.jit(lambda p: so.train(p, objective, so.levenberg_marquardt(), batch, steps=300, static=static))(params)
+    ```
+    """
+    run = Run.build(objective, optimizer, data, static=static, where=where, metric=metric, metric_every=metric_every)
+    state = run.init(params, key)
+    state, history = run.scan(state, until or Stop(), Stop(), jnp.int32(steps), steps)
+    loss, state = run.finish(state)
+    result = RESULTS.where(state.result == RESULTS.successful, RESULTS.steps_done, state.result)
+    return TrainResult(
+        params=run.final_params(state),
+        loss=loss,
+        best_params=state.best_params,
+        best_loss=state.best_loss,
+        result=result,
+        history=history,
+        state=state,
+    )
+
+
+class Run(eqx.Module):
+    """What stays fixed during a run: the problem and the optimizer."""
+
+    objective: Objective
+    stepper: OptaxStepper | OptimistixStepper
+    data: PyTree | Callable[[Array], PyTree]
+    static: PyTree
+    where: PyTree | Callable[[Any], bool] | None
+    metric: Callable[[Any], ArrayLike] | None
+    metric_every: Int[Array, ""]
+
+    @classmethod
+    def build(cls, objective, optimizer, data, *, static, where, metric, metric_every) -> "Run":
+        stepper = make_stepper(optimizer)
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objective must be an Objective of Terms, got {type(objective).__name__}.")
+        if callable(data) and stepper.fixed_batch:
+            raise ValueError(
+                "An optimistix solver compares losses across steps, so it needs one fixed batch; data is a sampler. "
+                "Use an optax transformation for fresh points each step."
+            )
+        if not callable(data):
+            data = jax.tree.map(jnp.asarray, data)
+        return cls(objective, stepper, data, static, where, metric, jnp.asarray(metric_every, jnp.int32))
+
+    def bind(self, key_data: Array, step: Int[Array, ""]) -> BoundObjective:
+        batch = self.data
+        if callable(batch):
+            batch = batch(jax.random.fold_in(jax.random.wrap_key_data(key_data), step))
+        return self.objective.bind(batch, self.static, where=self.where)
+
+    def init(self, params: PyTree, key: Array | None) -> TrainState:
+        if key is None and callable(self.data):
+            raise ValueError("key is needed: data is a sampler, which draws points from it.")
+        key = jax.random.key(0) if key is None else key
+        key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        infinity = jnp.full((), jnp.inf, tree_dtype(params))
+        loss = self.bind(key_data, jnp.int32(0))
+        return TrainState(
+            params=params,
+            optimizer=self.stepper.init(loss, params),
+            key=key_data,
+            step=jnp.int32(0),
+            best_params=params,
+            best_loss=infinity,
+            reference_loss=infinity,
+            stalled=jnp.int32(0),
+            result=RESULTS.successful,
+        )
+
+    def scan(
+        self, state: TrainState, until: Stop, phase_until: Stop, limit: Int[Array, ""], length: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """At most `length` steps, up to step number `limit` or until a stop; the remaining ones do nothing."""
+
+        def step(state: TrainState):
+            return self.step(state, until, phase_until)
+
+        skipped = jax.tree.map(
+            lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype),
+            jax.eval_shape(step, state)[1],
+        )
+
+        def body(state: TrainState, _):
+            active = (state.step < limit) & (state.result == RESULTS.successful)
+            return lax.cond(active, step, lambda s: (s, skipped), state)
+
+        return lax.scan(body, state, None, length=length)
+
+    def step(self, state: TrainState, until: Stop, phase_until: Stop) -> tuple[TrainState, dict[str, Any]]:
+        """One step and its record. `until` ends the run, `phase_until` only the phase (`RESULTS.phase_done`)."""
+        loss = self.bind(state.key, state.step)
+        dtype = state.best_loss.dtype
+
+        def value_and_terms(params):
+            terms = loss.values(params)
+            return sum(terms.values(), start=jnp.zeros((), dtype)), terms
+
+        (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
+        params, optimizer, converged = self.stepper.step(loss, state.params, state.optimizer, value, grad)
+        finite = jnp.isfinite(value)
+        reached = value <= until.loss.astype(dtype)  # the loss of these very parameters: they are kept
+        params = tree_where(finite & ~reached, params, state.params)
+
+        state = _track(state, value)
+        error = self.error(params, state.step + 1, dtype)
+        left = (value <= phase_until.loss.astype(dtype)) | (error <= phase_until.error.astype(dtype))
+        left = left | (state.stalled >= phase_until.plateau) | converged
+        result = RESULTS.where(left, RESULTS.phase_done, state.result)
+        result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
+        result = RESULTS.where(reached | (error <= until.error.astype(dtype)), RESULTS.target_reached, result)
+        result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
+        info = _step_info(optimizer)
+        state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
+        return state, {"loss": value, "terms": terms, "error": error, "info": info}
+
+    def error(self, params: PyTree, step: Int[Array, ""], dtype) -> Scalar:
+        nan = jnp.full((), jnp.nan, dtype)
+        if self.metric is None:
+            return nan
+        metric = self.metric
+
+        def evaluate(params):
+            return jnp.asarray(metric(eqx.combine(params, self.static))).astype(dtype)
+
+        return lax.cond(step % self.metric_every == 0, evaluate, lambda _: nan, params)
+
+    def finish(self, state: TrainState) -> tuple[Scalar, TrainState]:
+        """Evaluate the last iterate, which no step has seen yet."""
+        value = self.bind(state.key, jnp.maximum(state.step - 1, 0))(state.params)
+        finite = jnp.isfinite(value) & tree_all_finite(state.params)
+        result = RESULTS.where(finite, state.result, RESULTS.nonfinite_loss)
+        return value, _track(state, value)._replace(result=result)
+
+    def final_params(self, state: TrainState) -> PyTree:
+        return tree_where(state.result == RESULTS.nonfinite_loss, state.best_params, state.params)
+
+
+def _track(state: TrainState, value: Scalar) -> TrainState:
+    """Best iterate and plateau, given the loss of `state.params`."""
+    better = value < state.best_loss  # false for NaN
+    progress = value < state.reference_loss - PLATEAU_DECREASE * jnp.where(
+        jnp.isfinite(state.reference_loss), jnp.abs(state.reference_loss), 0
+    )
+    return state._replace(
+        best_params=tree_where(better, state.params, state.best_params),
+        best_loss=jnp.where(better, value, state.best_loss),
+        reference_loss=jnp.where(progress, value, state.reference_loss),
+        stalled=jnp.where(progress, 0, state.stalled + 1).astype(jnp.int32),
+    )
+
+
+def _step_info(state: PyTree) -> StepInfo | None:
+    def is_info(node):
+        return isinstance(node, StepInfo)
+
+    return next((node for node in jax.tree.leaves(state, is_leaf=is_info) if is_info(node)), None)
