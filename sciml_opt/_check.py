@@ -19,7 +19,8 @@ def number(name: str, value: ArrayLike, *, above: float | None = None, at_least:
             raise ValueError(f"{name} must be greater than {above}, got {value}.")
         if at_least is not None and not array >= at_least:
             raise ValueError(f"{name} must be at least {at_least}, got {value}.")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
+    return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -1,5 +1,6 @@
 """Vector-space operations on pytrees of parameters, shared by every package."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -13,10 +14,8 @@ def tree_dtype(tree: PyTree) -> jnp.dtype:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError("params has no array leaves: nothing to optimise.")
-    dtype = jnp.dtype(leaves[0].dtype)
-    for leaf in leaves[1:]:
-        dtype = jnp.promote_types(dtype, leaf.dtype)
-    return dtype
+    with jax.numpy_dtype_promotion("standard"):  # mixed leaves are meant, whatever the user's setting
+        return functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
 
 
 def tree_size(tree: PyTree) -> int:

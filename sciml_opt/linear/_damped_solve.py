@@ -13,6 +13,7 @@ from ..linearization import StructuredJacobian
 from ._cholesky import damped_cholesky
 
 Solve = Literal["auto", "primal", "dual"]
+SCALE_FLOOR = 1e-6  # of the largest entry of diag(J^T J), the least entry of D
 
 
 class DampedSolve(eqx.Module):
@@ -61,8 +62,8 @@ def factorize(
 
     - `jacobian`: `J`, `N` residuals by `P` parameters.
     - `damping`: `lambda >= 0`; with `relative`, in units of the largest diagonal entry of `D^-1 J^T J`.
-    - `marquardt`: `D = diag(J^T J)` (in the dual form its mean over each leaf, which keeps the factored kernel);
-      otherwise `D = I`.
+    - `marquardt`: `D = diag(J^T J)`, floored at `1e-6` of its largest entry (in the dual form its mean over each leaf,
+      which keeps the factored kernel); otherwise `D = I`.
     - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller one.
 
     **Returns:** a `DampedSolve`.
@@ -98,8 +99,8 @@ def _scale(jacobian: StructuredJacobian, marquardt: bool, dual: bool) -> PyTree:
         squares = jax.tree.map(jnp.mean, squares)
     largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(squares)]))
 
-    def positive(leaf):  # a parameter that no residual sees must not make D singular
-        floor = jnp.finfo(leaf.dtype).eps * largest.astype(leaf.dtype)
+    def positive(leaf):  # a parameter that no residual sees must be damped, and not run off to saturation
+        floor = SCALE_FLOOR * largest.astype(leaf.dtype)
         return jnp.where(largest > 0, jnp.maximum(leaf, floor), jnp.ones_like(leaf))
 
     return jax.tree.map(positive, squares)

@@ -105,7 +105,7 @@ def _linearize_block(block: Block, params: PyTree):
     if block.least_squares:
         scale = jnp.sqrt(block.weights)[:, None]
         residual = (scale * z).reshape(-1)
-        columns = (columns * scale).reshape(-1, n * m)
+        columns = (columns * scale[None]).reshape(-1, n * m)
         value = jnp.sum(block.weights * jax.vmap(block.outer)(z, block.points))
         return value, columns @ residual, columns, jnp.zeros((), jnp.int32), residual
     ell, slopes = jax.vmap(jax.value_and_grad(block.outer))(z, block.points)

@@ -1,7 +1,9 @@
 """The multilayer perceptron of the PINN papers: Glorot-normal weights, zero biases."""
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -77,25 +79,31 @@ class MLP(eqx.Module):
         named = {"in_size": in_size, "layers": layers, "out_size": 1 if self.scalar else out_size}
         for name, value in named.items():
             _check_positive(name, value)
-        sizes = [operator.index(n) for n in (in_size, *layers, named["out_size"])]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-        self.weights = tuple(
-            (2 / (fan_in + fan_out)) ** 0.5 * jax.random.normal(k, (fan_out, fan_in), dtype)
-            for k, (fan_in, fan_out) in zip(jax.random.split(key, len(pairs)), pairs, strict=True)
-        )
-        self.biases = tuple(jnp.zeros(fan_out, dtype) for _, fan_out in pairs)
+        sizes = tuple(operator.index(n) for n in (in_size, *layers, named["out_size"]))
+        self.weights = _glorot_normal(key, sizes, dtype)
+        self.biases = tuple(jnp.zeros(n, dtype) for n in sizes[1:])
         self.activation = activation
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         d = self.weights[0].shape[1]
         if jnp.shape(x) != (d,):
             raise ValueError(
-                f"MLP is called on ONE point, of shape ({d},); got shape {jnp.shape(x)}. Use jax.vmap(model) for a batch."
+                f"MLP is called on ONE point, of shape ({d},); got shape {jnp.shape(x)}. "
+                "Use jax.vmap(model) for a batch."
             )
         for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = self.activation(W @ x + b)
         u = self.weights[-1] @ x + self.biases[-1]
         return u[0] if self.scalar else u
+
+
+@partial(jax.jit, static_argnames=("sizes", "dtype"))
+def _glorot_normal(key: PRNGKeyArray, sizes: tuple[int, ...], dtype: jnp.dtype) -> tuple[Array, ...]:
+    # One draw for all layers, in one program: XLA takes half a second for each draw of another shape.
+    shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
+    ends = list(itertools.accumulate(m * n for m, n in shapes))
+    parts = jnp.split(jax.random.normal(key, (ends[-1],), dtype), ends[:-1])
+    return tuple((2 / (m + n)) ** 0.5 * z.reshape(m, n) for z, (m, n) in zip(parts, shapes, strict=True))
 
 
 def _check_positive(name: str, value: int | Sequence[int]) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._check import one_of
-from ..calculus import bundle
+from ..calculus import bundle, forward_laplacian
 from ..objective import Objective, Term
 from ._points import grid, midpoints
 from ._problem import Problem
@@ -47,15 +47,17 @@ def burgers(boundary: Literal["dirichlet", "periodic"] = "dirichlet") -> Problem
         dense_points=_dense_points,
         layers=(16, 16, 16),
         method="levenberg_marquardt",
-        steps=600,
-        target=1e-3,
+        steps=200,
+        target=1e-4,
         tags=("nonlinear", "parabolic", "shock", "least_squares"),
     )
 
 
 def _residual(u, x):
-    value, (slope, rate), (curvature,) = bundle(u, (0, 0))(x)
-    return rate + value * slope - VISCOSITY * curvature
+    # With space as the column and -time / nu as the drift, `second` is u_xx - u_t / nu: three channels.
+    columns, drift = np.array([[1.0, 0.0]]), np.array([0.0, -1.0 / VISCOSITY])
+    value, (slope,), second = forward_laplacian(u, columns, drift)(x)
+    return value * slope - VISCOSITY * second
 
 
 def _initial(u, x):
@@ -71,28 +73,27 @@ def _periodic(u, pair):
     return jnp.stack([left.value - right.value, left.gradient[0] - right.gradient[0]])
 
 
-def cole_hopf(points: np.ndarray, nodes: int = 200) -> np.ndarray:
+def cole_hopf(points: np.ndarray, nodes: int = 100) -> np.ndarray:
     """The solution of Burgers' equation by the Cole-Hopf transform and Gauss-Hermite quadrature.
 
         u = -sum_k p_k sin(pi y_k),   y_k = x - z_k sqrt(4 nu t),   p = softmax(log w_k - cos(pi y_k) / (2 pi nu))
 
     **Arguments:** `points`, `(N, 2)` rows (x, t); `nodes`, the number of Gauss-Hermite nodes z_k with weights w_k.
 
-    **Returns:** `(N,)`. The softmax form neither over- nor underflows.
+    **Returns:** `(N,)`.
 
-    **Accuracy:** see the test.
+    **Accuracy:** 1e-14 absolute for t <= 1, whose hardest points are |x| < 0.02, t -> 1 (two distant saddle points;
+    80 nodes: 1e-13, 50 nodes: 2e-7). The softmax form neither over- nor underflows. Near x = 0 the two saddle points
+    cancel, so that digits relative to the small |u| are lost there.
 
     **Cost:** `N nodes` exponentials; memory `N nodes`.
 
     **Source:** Basdevant et al. (1986), doi:10.1016/0045-7930(86)90036-8.
     """
-    from scipy.special import roots_hermite
-
-    z, w = roots_hermite(nodes)
-    keep = w > 0  # the outermost weights underflow
+    z, w = np.polynomial.hermite.hermgauss(nodes)
     x, t = points[:, :1], points[:, 1:]
-    y = x - np.sqrt(4 * VISCOSITY * t) * z[keep]
-    exponent = np.log(w[keep]) - np.cos(np.pi * y) / (2 * np.pi * VISCOSITY)
+    y = x - np.sqrt(4 * VISCOSITY * t) * z
+    exponent = np.log(w) - np.cos(np.pi * y) / (2 * np.pi * VISCOSITY)
     p = np.exp(exponent - np.max(exponent, axis=1, keepdims=True))
     return -np.sum(p * np.sin(np.pi * y), axis=1) / np.sum(p, axis=1)
 

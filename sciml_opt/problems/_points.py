@@ -21,7 +21,8 @@ def sobol(d: int, log2_n: int, skip: int = 0) -> np.ndarray:
     from scipy.stats import qmc  # lazily: half a second
 
     sequence = qmc.Sobol(d, scramble=False)
-    sequence.fast_forward(skip)
+    if skip:
+        sequence.fast_forward(skip)
     n = 2**log2_n
     return (np.floor(sequence.random(n) * n) + 0.5) / n
 

@@ -23,20 +23,17 @@ def poisson5d() -> Problem:
             "-Lap u = pi^2 sum_i cos(pi x_i) on (0, 1)^5 with Dirichlet data; exact solution sum_i cos(pi x_i). Sobol "
             "points: 2048 in the interior, 64 on each of the ten faces. After Mueller and Zeinhofer, arXiv:2302.13163."
         ),
-        objective=Objective(interior=Term(_residual), boundary=Term(_boundary, weight=BOUNDARY_WEIGHT)),
+        objective=Objective(interior=Term(_residual), boundary=Term(_boundary, weight=10.0)),
         domain={f"x{i}": (0.0, 1.0) for i in range(1, 6)},
         reference=_reference,
         training_points=_training_points,
         dense_points=_dense_points,
         layers=(48,),
         method="levenberg_marquardt",
-        steps=300,
+        steps=150,
         target=1e-4,
         tags=("linear", "elliptic", "high_dimensional", "least_squares"),
     )
-
-
-BOUNDARY_WEIGHT = 10.0
 
 
 def _residual(u, x):

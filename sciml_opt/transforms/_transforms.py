@@ -156,9 +156,11 @@ def scale_by_gauss_newton(
     **Example:** see the chain above.
     """
     if not callable(damping):
-        damping = jax.tree_util.Partial(_constant, number("damping", damping, at_least=0))
+        schedule = jax.tree_util.Partial(_constant, number("damping", damping, at_least=0))
+    else:
+        schedule = jax.tree_util.Partial(damping)
     preconditioner = _GaussNewtonPreconditioner(
-        damping=jax.tree_util.Partial(damping),
+        damping=schedule,
         marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
         solve=one_of("solve", solve, ("auto", "primal", "dual")),
     )

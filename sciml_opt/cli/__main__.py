@@ -1,0 +1,5 @@
+"""`python -m sciml_opt.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,235 @@
+"""The optax contract of every transformation: one loop body for all, under jit, scan and vmap, in three dtype modes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import BATCH, POISSON, RITZ, RITZ_BATCH, grid, network, partition, problem, relative
+
+import sciml_opt as so
+from sciml_opt.transforms import to_transformation
+
+TRANSFORMATIONS = {
+    "levenberg_marquardt": lambda: so.levenberg_marquardt(),
+    "levenberg_marquardt dual marquardt": lambda: so.levenberg_marquardt(solve="dual", scaling="marquardt"),
+    "gauss_newton": lambda: so.gauss_newton(),
+    "energy_natural_gradient": lambda: so.energy_natural_gradient(),
+}
+CHAIN = lambda: optax.chain(  # noqa: E731
+    so.scale_by_gauss_newton(), optax.scale(-1.0), optax.scale_by_zoom_linesearch(20)
+)
+LOOPS = {"lbfgs": optax.lbfgs, "levenberg_marquardt": so.levenberg_marquardt, "chain": CHAIN}
+STATIC = partition(network())[1]
+
+
+def body(tx, loss, params, state):
+    """The loop body that every user writes."""
+    value, grad = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+    return optax.apply_updates(params, updates), state, value
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@jax.numpy_dtype_promotion("standard")  # optax's L-BFGS mixes integer dtypes
+def test_one_loop_body_closed_over_as_argument_and_with_fresh_batches(name):
+    tx = LOOPS[name]()
+    params, loss = problem()
+
+    def three(loss, params, state):
+        carry = (params, state)
+        return jax.lax.scan(lambda c, _: (body(tx, loss, *c)[:2], None), carry, None, length=3)[0][0]
+
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), tx.init(params))  # L-BFGS starts with weak types
+    closed, argument = jax.jit(lambda p, s: three(loss, p, s))(params, start), jax.jit(three)(loss, params, start)
+    assert relative(closed, argument) < 1e-5  # the chain's damping is tiny: rounding shows
+    assert float(loss(closed)) < float(loss(params))
+
+    def fresh(carry, key):
+        points = {"interior": jax.random.uniform(key, (36, 2)), "boundary": BATCH["boundary"]}
+        params, state, value = body(tx, POISSON.bind(points, static=STATIC), *carry)
+        return (params, state), value
+
+    keys = jax.random.split(jax.random.key(0), 20)
+    (end, _), values = jax.jit(lambda c: jax.lax.scan(fresh, c, keys))((params, start))
+    assert np.all(np.isfinite(values)) and float(loss(end)) < 0.5 * float(loss(params))
+
+
+def fresh_step():
+    return jax.jit(lambda tx, loss, params, state: body(tx, loss, params, state))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """`name -> jitted step(tx, loss, params, state)`: the transformation itself is a jit argument."""
+    step = fresh_step()
+    return lambda name: (TRANSFORMATIONS[name](), step)
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_contract(name, compiled):
+    tx, step = compiled(name)
+    params, loss = problem()
+    state = tx.init(params)
+    values, norms = [], []
+    for _ in range(12):
+        before, params_before = jax.tree.structure(state), params
+        params, state, value = step(tx, loss, params, state)
+        assert jax.tree.structure(state) == before
+        info = so.info(state)
+        np.testing.assert_allclose(info.loss, value, rtol=1e-12)
+        if info.accepted:  # honest: an accepted step never increases the loss, and its value is the one reported
+            assert float(loss(params)) < float(value)
+            np.testing.assert_allclose(info.trial_loss, loss(params), rtol=1e-9)
+        else:
+            assert relative(params, params_before) == 0
+        values.append(float(value))
+        norms.append(float(info.grad_norm))
+    assert values[-1] < 0.1 * values[0] and all(np.diff(values) <= 0)
+    # strongly typed arrays of the parameters' dtype, so that nothing retraces
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype(d) for d in ("float64", "int32", "bool")}
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_float32_with_x64_on(name, compiled):
+    tx, step = compiled(name)
+    params, loss = problem(dtype=jnp.float32)
+    state = tx.init(params)
+    first = float(loss(params))
+    for _ in range(12):
+        params, state, value = step(tx, loss, params, state)
+    leaves = jax.tree.leaves((params, state, value))
+    assert {leaf.dtype for leaf in leaves} <= {jnp.dtype(d) for d in ("float32", "int32", "bool")}
+    assert float(value) < 0.1 * first
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_nan_in_the_data_moves_nothing(name, compiled):
+    tx, step = compiled(name)
+    bad = BATCH | {"interior": np.full_like(BATCH["interior"], np.nan)}
+    params, loss = problem(batch=bad)
+    after, state, value = step(tx, loss, params, tx.init(params))
+    assert np.isnan(value) and relative(after, params) == 0
+    good = problem()[1]  # and the state is still usable
+    for _ in range(9):
+        after, state, _ = step(tx, good, after, state)
+    assert float(good(after)) < float(good(params))
+
+
+def test_a_new_number_does_not_retrace():
+    step = fresh_step()
+    params, loss = problem()
+    for damping in (1e-2, 1e-3, 0.5):
+        for tx in (so.levenberg_marquardt(damping), so.energy_natural_gradient(damping)):
+            step(tx, loss, params, tx.init(params))
+        step(tx := so.scale_by_gauss_newton(damping), loss, params, tx.init(params))
+    assert step._cache_size() == 3
+
+
+def test_the_second_step_does_not_retrace():
+    step = fresh_step()
+    params, loss = problem()
+    tx = so.gauss_newton()
+    state = tx.init(params)
+    for _ in range(3):
+        params, state, _ = step(tx, loss, params, state)
+    assert step._cache_size() == 1
+
+
+def test_vmap_over_starts_equals_a_loop(compiled):
+    tx, step = compiled("levenberg_marquardt")
+    starts = [partition(network(seed))[0] for seed in range(3)]
+    loss = problem()[1]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    lanes = jax.jit(jax.vmap(lambda p: body(tx, loss, p, tx.init(p))[0]))(stacked)
+    for lane, params in enumerate(starts):
+        alone = step(tx, loss, params, tx.init(params))[0]
+        assert relative(jax.tree.map(lambda leaf, lane=lane: leaf[lane], lanes), alone) < 1e-10
+
+
+def test_a_schedule_of_the_damping():
+    tx = so.scale_by_gauss_newton(damping=optax.exponential_decay(1e-1, 1, 0.1))
+    params, loss = problem()
+    step = jax.jit(lambda p, s: tx.update(jax.grad(loss)(p), s, p, grad=None, value=None, value_fn=loss))
+    state, dampings = tx.init(params), []
+    for _ in range(3):
+        _, state = step(params, state)
+        dampings.append(float(so.info(state).damping))
+    np.testing.assert_allclose(np.divide(dampings[1:], dampings[:-1]), 0.1, rtol=1e-6)
+
+
+def test_scale_by_gauss_newton_preconditions_any_updates():
+    params, loss = problem()
+    lin = jax.jit(lambda p: loss.linearize(p))(params)
+    grad = jax.grad(loss)(params)
+    other = jax.tree.map(lambda g: jnp.clip(g, -0.1, 0.1), grad)
+    G = np.asarray(lin.jacobian.gram())
+    lam = 1e-3 * np.diag(G).max()
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def apply(tx, updates, grad, same):  # inside jit it is the tracers that tell the gradient from anything else
+        updates = grad if same else updates
+        return tx.update(updates, tx.init(params), params, value=None, grad=grad, value_fn=loss)[0]
+
+    for solve in ("primal", "dual"):
+        tx = so.scale_by_gauss_newton(1e-3, solve=solve)
+        for updates in (grad, other):
+            got = apply(tx, updates, grad, updates is grad)
+            vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(updates)])
+            assert relative(got, np.linalg.solve(G + lam * np.eye(len(G)), vector)) < 1e-8
+
+
+def test_energies_run_on_every_method():
+    params, loss = problem(RITZ, RITZ_BATCH)
+    step = fresh_step()
+    for make in TRANSFORMATIONS.values():
+        tx, p = make(), params
+        state = tx.init(p)
+        for _ in range(8):
+            p, state, value = step(tx, loss, p, state)
+        assert float(loss(p)) < float(loss(params)) and int(so.info(state).clipped) == 0
+
+
+def test_errors_say_what_to_do():
+    params, loss = problem()
+    tx = so.levenberg_marquardt()
+    state = tx.init(params)
+    value, grad = jax.value_and_grad(loss)(params)
+    with pytest.raises(TypeError, match=r"value_fn must be a bound objective.*got function"):
+        tx.update(grad, state, params, value=value, grad=grad, value_fn=lambda p: loss(p))
+    with pytest.raises(ValueError, match="`updates` must be the gradient itself"):
+        tx.update(jax.tree.map(jnp.sign, grad), state, params, value=value, grad=grad, value_fn=loss)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(grad, state, value=value, grad=grad, value_fn=loss)
+    with pytest.raises(ValueError, match="found 0"):
+        so.info(optax.adam(1e-3).init(params))
+    for make, message in (
+        (lambda: so.levenberg_marquardt(solve="cholesky"), "solve must be one of"),
+        (lambda: so.levenberg_marquardt(init_damping=0.0), "init_damping must be greater than 0"),
+        (lambda: so.gauss_newton(scaling="marqardt"), "Did you mean 'marquardt'"),
+        (lambda: so.scale_by_gauss_newton(-1.0), "damping must be at least 0"),
+        (lambda: so.levenberg_marquardt(init_damping=jnp.ones(2)), "must be one number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_extra_arguments_are_ignored_and_info_is_found_in_chains():
+    params, loss = problem()
+    tx = optax.chain(so.levenberg_marquardt(), optax.identity())
+    value, grad = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grad, tx.init(params), params, value=value, grad=grad, value_fn=loss, anything=3)
+    assert so.info(state).evaluations == 1
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    injected = optax.inject_hyperparams(so.levenberg_marquardt)(init_damping=1e-2)
+    updates, _ = injected.update(grad, injected.init(params), params, value=value, grad=grad, value_fn=loss)
+    assert np.isfinite(optax.tree.norm(updates))
+
+
+def test_to_transformation_is_a_pytree_of_numbers():
+    tx = to_transformation(so.methods.GaussNewtonMethod(jnp.asarray(1e-2), False, "auto"))
+    assert [leaf.shape for leaf in jax.tree.leaves(tx)] == [(), ()]
+    assert grid(2).shape == (4, 2)
