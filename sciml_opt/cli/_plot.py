@@ -9,7 +9,7 @@ from ..problems import Problem
 from ..training import FitResult
 from ._run import Job
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.formatter.limits": (-2, 4),
     "axes.grid": True,
     "axes.spines.right": False,
@@ -50,7 +50,7 @@ def plot_comparison(problem: Problem, results: dict[str, list[FitResult]]) -> An
                 axes.plot(seconds, error, color=colour, alpha=0.3, linewidth=0.8)
             axes.plot(*curves[(len(curves) - 1) // 2], color=colour, linewidth=2.2, label=name)
         axes.set(xlabel="training time (s)", ylabel="relative $L^2$ error", xscale="log", yscale="log")
-        axes.set_title(f"{problem.title}: median of {len(runs)} seeds")
+        axes.set_title(f"{problem.title}: median of {len(next(iter(results.values())))} seeds")
         axes.legend()
     plt.close(figure)
     return figure

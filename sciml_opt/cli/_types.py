@@ -70,7 +70,7 @@ class Picture(click.Path):
         super().__init__(dir_okay=False, writable=True, path_type=Path)
 
     def convert(self, value, param, ctx):
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         if path.suffix not in self.formats:
             self.fail(f"{str(path)!r} must end in one of {', '.join(self.formats)}.", param, ctx)
         try:

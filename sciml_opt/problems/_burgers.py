@@ -47,7 +47,7 @@ def burgers(boundary: Literal["dirichlet", "periodic"] = "dirichlet") -> Problem
         dense_points=_dense_points,
         layers=(16, 16, 16),
         method="levenberg_marquardt",
-        steps=200,
+        steps=300,
         target=1e-4,
         tags=("nonlinear", "parabolic", "shock", "least_squares"),
     )
@@ -55,7 +55,7 @@ def burgers(boundary: Literal["dirichlet", "periodic"] = "dirichlet") -> Problem
 
 def _residual(u, x):
     # With space as the column and -time / nu as the drift, `second` is u_xx - u_t / nu: three channels.
-    columns, drift = np.array([[1.0, 0.0]]), np.array([0.0, -1.0 / VISCOSITY])
+    columns, drift = jnp.array([[1.0, 0.0]]), jnp.array([0.0, -1.0 / VISCOSITY])
     value, (slope,), second = forward_laplacian(u, columns, drift)(x)
     return value * slope - VISCOSITY * second
 

@@ -32,7 +32,7 @@ def deep_ritz1d() -> Problem:
         dense_points=_dense_points,
         layers=(32,),
         method="energy_natural_gradient",
-        steps=100,
+        steps=300,
         target=1e-5,
         tags=("nonlinear", "elliptic", "energy"),
     )
@@ -58,7 +58,7 @@ def _training_points(panels: int = 64, order: int = 4):
     edges = np.linspace(-1.0, 1.0, panels + 1)
     half = 1.0 / panels
     points = (0.5 * (edges[:-1] + edges[1:])[:, None] + half * nodes).reshape(-1, 1)
-    return {"energy": Weighted(points, np.tile(half * weights, panels))}
+    return {"energy": Weighted(points, np.tile(half * weights, panels))}  # pyright: ignore[reportArgumentType]
 
 
 def _dense_points():

@@ -43,8 +43,8 @@ def heat1d() -> Problem:
 
 def _residual(u, x):
     # A parabolic operator in three channels: space as the column, MINUS time as the drift.
-    columns = np.array([[DIFFUSIVITY**0.5, 0.0]])
-    return -forward_laplacian(u, columns, drift=np.array([0.0, -1.0]))(x).second
+    columns, drift = jnp.array([[DIFFUSIVITY**0.5, 0.0]]), jnp.array([0.0, -1.0])
+    return -forward_laplacian(u, columns, drift)(x).second
 
 
 def _initial(u, x):

@@ -32,7 +32,7 @@ def poisson2d() -> Problem:
         dense_points=_dense_points,
         layers=(32,),
         method="levenberg_marquardt",
-        steps=200,
+        steps=400,
         target=1e-6,
         tags=("linear", "elliptic", "least_squares"),
     )

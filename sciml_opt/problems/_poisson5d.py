@@ -30,7 +30,7 @@ def poisson5d() -> Problem:
         dense_points=_dense_points,
         layers=(48,),
         method="levenberg_marquardt",
-        steps=150,
+        steps=200,
         target=1e-4,
         tags=("linear", "elliptic", "high_dimensional", "least_squares"),
     )

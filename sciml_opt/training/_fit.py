@@ -1,5 +1,6 @@
 """`fit`: the host shell around compiled chunks of training steps."""
 
+import itertools
 import math
 import os
 import time
@@ -142,7 +143,7 @@ def fit(
 
 
 class _Host:
-    """The host side of a run: clock, callback, meter, checkpoints."""
+    """The host side of one run: clock, callback, meter, checkpoints, and the state as of the last chunk."""
 
     def __init__(self, until: Stop, callback, checkpoint, checkpoint_every: float, progress: bool):
         self.until, self.callback, self.progress = until, callback, progress
@@ -153,32 +154,30 @@ class _Host:
         runs = [Run.build(objective, phase.optimizer, data, static=static, **options) for phase in phases]
         self.total = sum(phase.steps for phase in phases)
         self.record = Record()
-        index, state = 0, runs[0].init(params, key)
+        self.meter = _Meter(self.total, self.progress)
+        self.index, self.state = 0, runs[0].init(params, key)
         if resume and Path(self.checkpoint).exists():
-            index, state = self._load(runs, params, key)
-        status, finished = RESULTS.steps_done, None
-        meter = _Meter(self.total, self.progress)
+            self.index, self.state = self._load(runs, params, key)
+        self.last, self.loss = self.state, jnp.asarray(jnp.nan)
+        ends = list(itertools.accumulate(phase.steps for phase in phases))
         try:
-            while True:
-                end = sum(phase.steps for phase in phases[: index + 1])
-                for verdict, state, finished in self._phase(runs[index], phases[index], index, state, end, meter):
-                    status = verdict
-                if bool(status != RESULTS.phase_done) or index + 1 == len(phases):
-                    break
-                index, state = index + 1, _enter(runs[index + 1], state)
+            status = self._phase(runs[self.index], phases[self.index], ends[self.index])
+            while bool(status == RESULTS.phase_done) and self.index + 1 < len(phases):
+                self.index += 1
+                self.state = _enter(runs[self.index], self.state)
+                status = self._phase(runs[self.index], phases[self.index], ends[self.index])
         except KeyboardInterrupt:
             status = RESULTS.interrupted
+            self._save()
         finally:
-            meter.close()
-        if finished is None:  # interrupted before the first chunk was done
-            finished = state, jnp.asarray(jnp.nan)
-        last, loss = finished
+            self.meter.close()
+        last = self.last
         status = RESULTS.where(last.result == RESULTS.nonfinite_loss, RESULTS.nonfinite_loss, status)
         return FitResult(
             model=eqx.combine(runs[0].final_params(last), static),
             best_model=eqx.combine(last.best_params, static),
             best_loss=float(last.best_loss),
-            loss=float(loss),
+            loss=float(self.loss),
             error=self.record.error,
             status=status,
             steps=int(last.step),
@@ -187,43 +186,49 @@ class _Host:
             train_seconds=self.record.seconds,
         )
 
-    def _phase(self, run: Run, phase: Phase, index: int, state: TrainState, end: int, meter: "_Meter"):
-        """Chunks of one phase; yields `(verdict, state, (last iterate, its loss))` after each."""
+    def _phase(self, run: Run, phase: Phase, end: int) -> RESULTS:
+        """Chunks of one phase, up to step `end` of the run; returns how it ended."""
         phase_until = phase.until or Stop()
-        record, begin = self.record, self.record.wall
+        record, begin, saved = self.record, self.record.wall, time.perf_counter()
         started = _clock()
-        _chunk(run, state, self.until, phase_until, state.step)  # no steps: it compiles
+        _chunk(run, self.state, self.until, phase_until, self.state.step)  # no steps: it compiles
         record.compile_seconds += _clock() - started
-        length, saved = 1, time.perf_counter()
+        length = 1
         while True:
-            wall, seconds, first = time.perf_counter(), _clock(), int(state.step)
+            wall, seconds, first = time.perf_counter(), _clock(), int(self.state.step)
             limit = jnp.int32(min(first + length, end))
-            state, records, last, loss = _chunk(run, state, self.until, phase_until, limit)
+            self.state, records, self.last, self.loss = _chunk(run, self.state, self.until, phase_until, limit)
             wall, seconds = time.perf_counter() - wall, _clock() - seconds
-            done = int(state.step) - first
-            record.add(records, done, index, wall, seconds)
-            length = max(1, min(CHUNK, int(CHUNK_SECONDS * max(done, 1) / wall)))
+            step = int(self.state.step)
+            record.add(records, step - first, self.index, wall, seconds)
+            length = max(1, min(CHUNK, int(CHUNK_SECONDS * max(step - first, 1) / wall)))
 
-            now = Progress(int(state.step), self.total, index, float(loss), record.error, record.seconds, state.params)
-            meter.show(now)
             verdict = RESULTS.successful
-            if bool(state.result != RESULTS.successful):
-                verdict = state.result
-            elif int(state.step) >= end:
-                verdict = RESULTS.steps_done if int(state.step) >= self.total else RESULTS.phase_done
+            if bool(self.state.result != RESULTS.successful):
+                verdict = self.state.result
+            elif step >= end:
+                verdict = RESULTS.steps_done if step >= self.total else RESULTS.phase_done
             elif record.wall >= self.until.seconds:
                 verdict = RESULTS.time_budget_spent
             elif record.wall - begin >= phase_until.seconds:
                 verdict = RESULTS.phase_done
+            now = Progress(
+                step, self.total, self.index, float(self.loss), record.error, record.seconds, self.state.params
+            )
+            self.meter.show(now)
             if self.callback is not None and self.callback(now) and bool(verdict == RESULTS.successful):
                 verdict = RESULTS.stopped_by_callback
             over = bool(verdict != RESULTS.successful)
-            if self.checkpoint is not None and (over or time.perf_counter() - saved >= self.checkpoint_every):
-                save_checkpoint(self.checkpoint, state, record.arrays(), record.header() | {"phase": index})
+            if over or time.perf_counter() - saved >= self.checkpoint_every:
+                self._save()
                 saved = time.perf_counter()
-            yield verdict, state, (last, loss)
             if over:
-                return
+                return verdict
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            header = self.record.header() | {"phase": self.index}
+            save_checkpoint(self.checkpoint, self.state, self.record.arrays(), header)
 
     def _load(self, runs: list[Run], params: PyTree, key: Array | None) -> tuple[int, TrainState]:
         header = read_header(self.checkpoint)

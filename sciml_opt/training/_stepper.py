@@ -42,12 +42,13 @@ class OptimistixStepper(eqx.Module):
         def fn(y, args):
             return (loss(y) if minimise else loss.residual(y)), None
 
+        out = jax.eval_shape(lambda y: fn(y, None)[0], params)
         fn = eqx.filter_closure_convert(fn, params, None)
-        out = jax.eval_shape(loss if minimise else loss.residual, params)
         return fn, self.optimizer.init(fn, params, None, {}, out, None, frozenset())
 
     def init(self, loss: BoundObjective, params: PyTree) -> Any:
-        return eqx.filter(self._setup(loss, params)[1], eqx.is_array)
+        # Traced like the step: the jaxprs inside some states number their constants by what is a tracer.
+        return eqx.filter_jit(lambda loss, y: eqx.filter(self._setup(loss, y)[1], eqx.is_array))(loss, params)
 
     def step(self, loss: BoundObjective, params: PyTree, state: Any, value: Scalar, grad: PyTree):
         del value, grad

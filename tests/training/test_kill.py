@@ -1,0 +1,38 @@
+"""A run killed by `kill -9` resumes to the same bits as an uninterrupted one: real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+
+
+def start(folder, name):
+    command = [sys.executable, str(SCRIPT), str(folder / f"{name}.npz"), str(folder / f"{name}_result.npz")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_9_and_resume(tmp_path):
+    whole = start(tmp_path, "whole")
+    kills = 0
+    for threshold in (20, 320):  # once in each phase
+        victim = start(tmp_path, "killed")
+        for line in victim.stdout:
+            if int(line) >= threshold:
+                os.kill(victim.pid, signal.SIGKILL)
+                break
+        kills += victim.wait() == -signal.SIGKILL
+        victim.stdout.close()
+    last = start(tmp_path, "killed")
+    first_step = int(last.stdout.readline())
+    assert last.communicate() and last.returncode == 0
+    assert whole.communicate() and whole.returncode == 0
+    assert kills == 2 and first_step > 20  # it did not start anew
+    want, got = (np.load(tmp_path / f"{name}_result.npz") for name in ("whole", "killed"))
+    assert int(got["steps"]) == int(want["steps"]) == 600
+    for key in want.files:
+        np.testing.assert_array_equal(got[key], want[key], err_msg=key)
