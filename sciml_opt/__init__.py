@@ -4,6 +4,8 @@ from importlib.metadata import version as _version
 
 from . import linearization as linearization
 from . import methods as methods
+from . import models as models
+from . import problems as problems
 from ._results import RESULTS as RESULTS
 from .calculus import bundle as bundle
 from .calculus import divergence as divergence

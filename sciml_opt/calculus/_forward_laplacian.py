@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
 class ForwardLaplacian(NamedTuple):
@@ -19,8 +19,8 @@ class ForwardLaplacian(NamedTuple):
 
 def forward_laplacian(
     u: Callable[[Float[Array, " d"]], Float[Array, "..."]],
-    columns: Float[Array, "K d"] | None = None,
-    drift: Float[Array, " d"] | None = None,
+    columns: ArrayLike | None = None,
+    drift: ArrayLike | None = None,
 ) -> Callable[[Float[Array, " d"]], ForwardLaplacian]:
     r"""Value, directional derivatives and a second-order operator of `u`, in one forward pass.
 
@@ -44,11 +44,10 @@ def forward_laplacian(
     **Cost:** K + 2 channels (value, K first derivatives, one second-order slot), where each channel is one evaluation
     of `u`; nested forward mode takes 2K + 1 and more. One trace of `u`.
 
-    **Limits:** those of folx, which interprets the traced `u`: a `while_loop`, a `scan` / `fori_loop` with integer or
-    constant initial carry, a `scan` over inputs that depend on `x` and `jnp.interp` raise (unroll them, or use
-    `jax.hessian`); a `custom_vjp` has no forward mode in jax at all. Primitives that folx has no rule for (`sort`,
-    `cond`, `jax.checkpoint`, `fft`) are right, at the cost of K nested jvps each and of a logged warning; so is a
-    `custom_jvp`, without the warning. At a kink (`abs`, `max`, `relu`) the second derivative is that of one side.
+    **Limits:** a `u` that holds a loop (`scan`, `while_loop`, `fori_loop`, `jnp.interp`) goes through nested forward
+    mode instead, in `4 K` channels; a `custom_vjp` has no forward mode in jax at all. Primitives that folx has no rule
+    for (`sort`, `cond`, `jax.checkpoint`, `fft`) are right, at the cost of K nested jvps each and of a logged warning;
+    so is a `custom_jvp`, without the warning. At a kink (`abs`, `relu`) the second derivative is that of one side.
 
     **Source:** forward Laplacian, arXiv:2307.08214; the propagation is folx.
 
@@ -104,6 +103,8 @@ def _propagate(u: Callable, x: Array, columns: Array, drift: Array) -> ForwardLa
         raise TypeError(f"`u` must return ONE array, a scalar or a vector; got {shape}.")
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise TypeError(f"`u` must return a floating array; got {shape.dtype}.")
+    if _holds_a_loop(traced.jaxpr):
+        return _nested(jex.jaxpr_as_fun(traced), x, columns, drift)
     evaluate = jex.jaxpr_as_fun(traced.replace(jaxpr=_rename_jitted(traced.jaxpr)))
     seed = FwdLaplArray(x, FwdJacobian.from_dense(columns), drift)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -114,23 +115,48 @@ def _propagate(u: Callable, x: Array, columns: Array, drift: Array) -> ForwardLa
     return ForwardLaplacian(out.x, out.dense_jacobian, out.laplacian)
 
 
+def _nested(u: Callable, x: Array, columns: Array, drift: Array) -> ForwardLaplacian:
+    def along(v):
+        return jax.jvp(lambda y: jax.jvp(u, (y,), (v,)), (x,), (v,))
+
+    (value, first), (_, seconds) = jax.vmap(along, out_axes=((None, 0), (0, 0)))(columns)
+    (_, (slope,)) = jax.jvp(u, (x,), (drift,))
+    return ForwardLaplacian(value[0], first[0], jnp.sum(seconds[0], axis=0) + slope)
+
+
+def _holds_a_loop(jaxpr: jex.Jaxpr) -> bool:
+    # folx takes some scans and no while loop, and which ones depends on the version of jax; so does the packing of
+    # searchsorted (jnp.interp), a `call_hi_primitive` since jax 0.11.
+    def inner(eqn):
+        return [body for body in eqn.params.values() if isinstance(body, jex.ClosedJaxpr | jex.Jaxpr)]
+
+    def closed(body):
+        return body.jaxpr if isinstance(body, jex.ClosedJaxpr) else body
+
+    return any(
+        eqn.primitive.name in ("scan", "while", "call_hi_primitive")
+        or any(_holds_a_loop(closed(body)) for body in inner(eqn))
+        for eqn in jaxpr.eqns
+    )
+
+
 def _rename_jitted(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
     # folx replaces every jitted function CALLED softplus, sigmoid, solve, inv, ... by a rule for jax's function of that
     # name. That is silently wrong for a user's own `@jax.jit def softplus(x)`, and breaks on jax's own under an inner
     # jax.grad, which keeps the name and changes the body. Without the name, folx walks through the body, as it should.
     def rename(eqn):
-        if eqn.primitive.name not in ("jit", "pjit", "scan"):
+        if eqn.primitive.name not in ("jit", "pjit"):
             return eqn
         body = eqn.params["jaxpr"]
-        if _is_elementwise_activation(eqn.params.get("name"), body):
+        if _is_elementwise_activation(eqn.params["name"], body):
             return eqn
-        params = {**eqn.params, "jaxpr": body.replace(jaxpr=_rename_jitted(body.jaxpr))}
-        return eqn.replace(params=params | ({"name": "u." + params["name"]} if "name" in params else {}))
+        body = body.replace(jaxpr=_rename_jitted(body.jaxpr))
+        return eqn.replace(params={**eqn.params, "jaxpr": body, "name": "u." + eqn.params["name"]})
 
     return jaxpr.replace(eqns=[rename(eqn) for eqn in jaxpr.eqns])
 
 
-def _is_elementwise_activation(name: str | None, body: jex.ClosedJaxpr) -> bool:
+def _is_elementwise_activation(name: str, body: jex.ClosedJaxpr) -> bool:
     # The two names worth keeping, since the rule by name is up to three times faster than the walk through the body:
     # they stay where the body is, equation by equation, the one that jax writes for the same shapes.
     own = {"softplus": jax.nn.softplus, "silu": jax.nn.silu}.get(name)

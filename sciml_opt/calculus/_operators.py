@@ -199,7 +199,9 @@ def bundle(u: Function, *pairs: tuple[int, int]) -> Callable[[Float[Array, " d"]
             value, D1_others = jax.vmap(lambda v: jax.jvp(traced_once, (x,), (v,)))(jnp.stack(others))
         if columns:
             value, D1, D2 = jax.vmap(along, in_axes=(None, 0))(x, jnp.stack(columns))
-        value = value[0]  # the same in every lane, and computed once: vmap leaves it unbatched until it is returned
+        # The same in every lane, and computed once: vmap leaves it unbatched until it is returned. A point has a
+        # coordinate, so one of the two branches has run.
+        value = value[0]  # pyright: ignore[reportPossiblyUnboundVariable]
         rest = iter(D1_others)
         gradient = jnp.stack([D1[row[i,]] if i in named else next(rest) for i in range(x.size)])
         second = [second_of(D2, i, j) for i, j in ordered]

@@ -5,7 +5,9 @@
 It knows nothing of models, terms or batches; the `objective` package supplies the blocks.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -87,18 +89,17 @@ def linearize(blocks: Sequence[Block], params: PyTree) -> Linearization:
     **Cost:** about 1.2 gradients for scalar residuals, memory `N P`: one vjp a point and a component, batched.
     """
     parts = [_linearize_block(block, params) for block in blocks]
-    values, gradients, columns, clipped = zip(*(part[:4] for part in parts), strict=True)
-    residuals = [part[4] for part in parts]
+    values, gradients, columns, clipped, residuals = zip(*parts, strict=True)
     return Linearization(
-        value=sum(values[1:], start=values[0]),
-        grad=unravel(sum(gradients[1:], start=gradients[0]), params),
-        residual=None if any(r is None for r in residuals) else jnp.concatenate(residuals),
+        value=functools.reduce(jnp.add, values),
+        grad=unravel(functools.reduce(jnp.add, gradients), params),
+        residual=jnp.concatenate(residuals) if all(block.least_squares for block in blocks) else None,
         jacobian=StructuredJacobian(jnp.concatenate(columns, axis=1), tree_structure(params)),
-        clipped=sum(clipped[1:], start=clipped[0]),
+        clipped=functools.reduce(jnp.add, clipped),
     )
 
 
-def _linearize_block(block: Block, params: PyTree):
+def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     """`value, gradient (P,), columns of J^T (P, n m), clipped, residual (n m,) or None` of one block."""
     z, columns = _rows(block, params)
     n, m = z.shape

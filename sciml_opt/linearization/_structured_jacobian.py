@@ -75,14 +75,14 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return jax.tree.unflatten(treedef, [rows @ rows.T for rows in jnp.split(self.columns, splits)])
 
 
-def _materialise(operator: StructuredJacobian) -> lx.MatrixLinearOperator | StructuredJacobian:
+def _itself(operator: StructuredJacobian) -> StructuredJacobian:
     return operator
 
 
 # lineax asks these questions of every operator; a Jacobian of a non-linear residual has no special structure.
-lx.linearise.register(StructuredJacobian)(_materialise)
-lx.materialise.register(StructuredJacobian)(_materialise)
-lx.conj.register(StructuredJacobian)(_materialise)
+lx.linearise.register(StructuredJacobian)(_itself)
+lx.materialise.register(StructuredJacobian)(_itself)
+lx.conj.register(StructuredJacobian)(_itself)
 lx.diagonal.register(StructuredJacobian)(lambda operator: jnp.diagonal(operator.as_matrix()))
 for _question in (
     lx.is_symmetric,

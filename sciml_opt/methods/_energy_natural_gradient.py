@@ -36,4 +36,4 @@ class EnergyNaturalGradientMethod(AbstractMethod):
         direction, factor = gauss_newton_direction(lin, state.damping, False, self.solve)
         update, info = line_search_step(lin, direction, factor, search)
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
-        return update, DampedState(damping, state.count + 1, info)
+        return update, DampedState(damping, state.steps + 1, info)

@@ -16,7 +16,7 @@ from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 
 class DampedState(NamedTuple):
     damping: Scalar  # relative to the largest diagonal entry of D^-1 J^T J
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     info: StepInfo
 
 
@@ -54,4 +54,4 @@ class GaussNewtonMethod(AbstractMethod):
         direction, factor = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
         update, info = line_search_step(lin, direction, factor, search)
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
-        return update, DampedState(damping, state.count + 1, info)
+        return update, DampedState(damping, state.steps + 1, info)

@@ -16,7 +16,7 @@ from ._method import AbstractMethod, Loss, StepInfo
 class LevenbergMarquardtState(NamedTuple):
     damping: Scalar  # lambda; set from the first Jacobian
     growth: Scalar  # nu of the Nielsen rule
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     info: StepInfo
 
 
@@ -47,7 +47,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
         norms = jnp.stack([jnp.max(leaf.astype(dtype)) for leaf in jax.tree.leaves(lin.jacobian.column_norms())])
         # Marquardt scaling makes the diagonal of D^-1 J^T J one; otherwise lambda starts relative to its maximum.
         first = self.init_damping.astype(dtype) * (1 if self.marquardt else jnp.max(norms) ** 2)
-        damping = jnp.where(state.count == 0, jnp.clip(first, 1e-18, 1e12), state.damping)
+        damping = jnp.where(state.steps == 0, jnp.clip(first, 1e-18, 1e12), state.damping)
         factor = factorize(lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve)
 
         def direction(y, g):
@@ -88,6 +88,6 @@ class LevenbergMarquardtMethod(AbstractMethod):
         return update, LevenbergMarquardtState(
             damping=jnp.where(started, new_damping, state.damping),
             growth=jnp.where(started, growth, state.growth),
-            count=state.count + started.astype(jnp.int32),
+            steps=state.steps + started.astype(jnp.int32),
             info=info,
         )

@@ -1,6 +1,6 @@
 """What is minimised: named terms, each written for ONE point.
 
-    L(theta) = sum_k  w_k / N_k  sum_i  ell_k( z_k(theta, x_ki), x_ki )
+L(theta) = sum_k  w_k / N_k  sum_i  ell_k( z_k(theta, x_ki), x_ki )
 """
 
 import difflib
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
@@ -28,7 +29,7 @@ class Weighted(NamedTuple):
     """
 
     points: PyTree
-    weights: Float[Array, " N"]
+    weights: ArrayLike
 
 
 class Term(eqx.Module):
@@ -161,12 +162,13 @@ def _check_keys(batch: Mapping[str, PyTree], terms: Mapping[str, Term]) -> None:
         raise ValueError(f"batch lacks the entries {missing}; it has {sorted(map(str, batch))}, one a term is needed.")
 
 
-def _count(name: str, points: PyTree, weights: Array | None) -> int:
+def _count(name: str, points: PyTree, weights: ArrayLike | None) -> int:
     """The common leading axis of one batch entry."""
     leaves = jax.tree_util.tree_leaves_with_path(points)
     if not leaves:
         raise ValueError(f"batch[{name!r}] holds no arrays.")
     if weights is not None:
+        weights = np.asarray(weights) if not isinstance(weights, jax.Array) else weights
         leaves = [*leaves, ((jax.tree_util.GetAttrKey("weights"),), weights)]
         if np.ndim(weights) != 1:
             raise ValueError(f"batch[{name!r}].weights must have shape (N,), got {np.shape(weights)}.")
@@ -193,6 +195,6 @@ def _check_stateless(static: PyTree) -> None:
 
     for node in jax.tree.leaves(static, is_leaf=refuse):
         if isinstance(node, eqx.nn.StateIndex):
-            raise TypeError("static holds mutable state (BatchNorm, SpectralNorm, ...); a loss must be a function of params.")
+            raise TypeError("static holds mutable state (BatchNorm, ...); a loss must be a function of params alone.")
         if isinstance(node, eqx.nn.Dropout) and not node.inference:
-            raise TypeError("static holds an active Dropout layer; use eqx.nn.inference_mode(model) before partitioning.")
+            raise TypeError("static holds an active Dropout layer; use eqx.nn.inference_mode(model) first.")

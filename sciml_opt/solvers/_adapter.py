@@ -32,19 +32,19 @@ class _ResidualFunction(eqx.Module):
     def least_squares(self) -> bool:
         return True
 
-    def residual(self, y: PyTree) -> Float[Array, " N"]:
-        out = self.fn(y, self.args)[0]
-        return ravel(out).astype(tree_dtype(y))
+    def residual(self, params: PyTree) -> Float[Array, " N"]:
+        out = self.fn(params, self.args)[0]
+        return ravel(out).astype(tree_dtype(params))
 
-    def __call__(self, y: PyTree) -> Scalar:
-        return 0.5 * jnp.sum(self.residual(y) ** 2)
+    def __call__(self, params: PyTree) -> Scalar:
+        return 0.5 * jnp.sum(self.residual(params) ** 2)
 
-    def linearize(self, y: PyTree) -> Linearization:
-        residual = self.residual(y)
-        reverse = residual.size < tree_size(y)
-        jacobian = (jax.jacrev if reverse else jax.jacfwd)(self.residual)(y)
+    def linearize(self, params: PyTree) -> Linearization:
+        residual = self.residual(params)
+        reverse = residual.size < tree_size(params)
+        jacobian = (jax.jacrev if reverse else jax.jacfwd)(self.residual)(params)
         columns = jnp.concatenate([leaf.reshape(residual.size, -1).T for leaf in jax.tree.leaves(jacobian)])
-        operator = StructuredJacobian(columns.astype(residual.dtype), tree_structure(y))
+        operator = StructuredJacobian(columns.astype(residual.dtype), tree_structure(params))
         return Linearization(
             0.5 * jnp.sum(residual**2), operator.rmv(residual), residual, operator, jnp.zeros((), jnp.int32)
         )

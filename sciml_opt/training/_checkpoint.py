@@ -25,7 +25,7 @@ def save_checkpoint(path: str | os.PathLike, arrays: PyTree, history: dict[str, 
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **content)
+            np.savez(file, allow_pickle=False, **content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

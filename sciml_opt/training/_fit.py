@@ -28,7 +28,7 @@ CHUNK_SECONDS = 0.25  # a chunk is cut short to look at the clock about this oft
 class Phase(NamedTuple):
     """One stage of a run: an optimizer, its number of steps, and when to leave it for the next stage.
 
-    **Example:** `[so.Phase(optax.adam(1e-3), 1000, until=so.Stop(plateau=200)), so.Phase(so.levenberg_marquardt(), 300)]`.
+    **Example:** `[so.Phase(optax.adam(1e-3), 500, until=so.Stop(plateau=99)), so.Phase(so.gauss_newton(), 300)]`.
     """
 
     optimizer: Any
@@ -58,8 +58,8 @@ class FitResult(NamedTuple):
     - `loss`, `error`: of the last iterate (`error` is NaN without a metric).
     - `status`: a `RESULTS` code; `RESULTS[status]` is its text.
     - `steps`: steps made.
-    - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term, `error` (after each
-      step; NaN where it was not evaluated), `phase`, `seconds` (training time until then, see below) and the numeric
+    - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term, `error` (after
+      each step; NaN where it was not evaluated), `phase`, `seconds` (training time until then, see below) and the
       fields of `StepInfo` (NaN or 0 for other optimizers).
     - `compile_seconds`, `train_seconds`: process CPU seconds on CPU, wall-clock seconds on an accelerator.
     """
@@ -106,7 +106,7 @@ def fit(
     - `steps`: the number of steps (not with phases: each has its own).
     - `key`: needed by a sampler.
     - `seeds`: a number of seeds, or the seeds; `model` is then a function `key -> model`, and the runs follow one
-      another in the same compiled program.
+      another in the same compiled program (Ctrl-C ends them all).
     - `where`: which parameters are trained, as in `Objective.bind`.
     - `metric`: `model -> scalar` error; it is evaluated every `metric_every` steps.
     - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only.
@@ -139,7 +139,12 @@ def fit(
     if checkpoint is not None:
         raise ValueError("checkpoint holds one run; call fit once a seed to use it.")
     keys = [jax.random.key(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
-    return [host.fit(model(key), objective, phases, data, key, False, options) for key in keys]
+    results = []
+    for key in keys:
+        results.append(host.fit(model(key), objective, phases, data, key, False, options))
+        if bool(results[-1].status == RESULTS.interrupted):
+            break
+    return results
 
 
 class _Host:
@@ -203,7 +208,7 @@ class _Host:
             record.add(records, step - first, self.index, wall, seconds)
             length = max(1, min(CHUNK, int(CHUNK_SECONDS * max(step - first, 1) / wall)))
 
-            verdict = RESULTS.successful
+            verdict: Any = RESULTS.successful
             if bool(self.state.result != RESULTS.successful):
                 verdict = self.state.result
             elif step >= end:
@@ -238,7 +243,11 @@ class _Host:
         like = runs[index].init(params, key)
         state, history = load_checkpoint(self.checkpoint, like)
         self.record = Record.restore(header, history)
-        return index, state
+        until = self.until  # the run goes on if what stopped it no longer holds: a stricter target, more patience
+        holds = (state.best_loss <= until.loss) | (self.record.error <= until.error) | (state.stalled >= until.plateau)
+        stopped = (state.result == RESULTS.target_reached) | (state.result == RESULTS.plateau)
+        running: Any = RESULTS.successful
+        return index, state._replace(result=RESULTS.where(stopped & ~holds, running, state.result))
 
 
 def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
@@ -288,10 +297,13 @@ class _Meter:
         if show:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=total, unit="step", desc="compiling", dynamic_ncols=True)
 
     def show(self, now: Progress) -> None:
         if self.bar is not None:
+            if self.bar.desc:
+                self.bar.reset()  # the clock starts after compilation
+                self.bar.set_description_str(None, refresh=False)
             error = "" if math.isnan(now.error) else f", error {now.error:.2e}"
             self.bar.set_postfix_str(f"loss {now.loss:.2e}{error}", refresh=False)
             self.bar.update(now.step - self.bar.n)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optimistix as optx
-from jaxtyping import Array, Bool, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from ..objective import BoundObjective
 from ..solvers import MethodSolver
@@ -68,6 +68,6 @@ def make_stepper(optimizer: Any) -> OptaxStepper | OptimistixStepper:
     if isinstance(optimizer, optax.GradientTransformation):
         return OptaxStepper(optax.with_extra_args_support(optimizer))
     raise TypeError(
-        "optimizer must be an optax transformation (so.levenberg_marquardt(), optax.adam(1e-3)) or an optimistix solver, "
-        f"got {type(optimizer).__name__}."
+        "optimizer must be an optax transformation (so.levenberg_marquardt(), optax.adam(1e-3)) or an optimistix "
+        f"solver, got {type(optimizer).__name__}."
     )

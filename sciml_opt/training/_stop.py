@@ -24,7 +24,7 @@ class Stop(eqx.Module):
     loss: Array
     error: Array
     plateau: Array
-    seconds: float = eqx.field(static=True)
+    seconds: Array
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Stop(eqx.Module):
         loss: ArrayLike | None = None,
         error: ArrayLike | None = None,
         plateau: int | None = None,
-        seconds: float | None = None,
+        seconds: ArrayLike | None = None,
     ):
         never = jnp.iinfo(jnp.int32).max
         self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss)
         self.error = number("Stop(error=...)", -jnp.inf if error is None else error)
         steps = number("Stop(plateau=...)", never if plateau is None else plateau, above=0)
         self.plateau = steps.astype(jnp.int32) if plateau is not None else jnp.int32(never)
-        self.seconds = float("inf") if seconds is None else float(number("Stop(seconds=...)", seconds, above=0))
+        self.seconds = number("Stop(seconds=...)", jnp.inf if seconds is None else seconds, above=0)

@@ -96,7 +96,8 @@ def train(
     **Example:**
 
     ```python
-    result = jax.jit(lambda p: so.train(p, objective, so.levenberg_marquardt(), batch, steps=300, static=static))(params)
+    tx = so.levenberg_marquardt()
+    result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=300, static=static))(params)
     ```
     """
     run = Run.build(objective, optimizer, data, static=static, where=where, metric=metric, metric_every=metric_every)
@@ -141,7 +142,7 @@ class Run(eqx.Module):
         return cls(objective, stepper, data, static, where, metric, jnp.asarray(metric_every, jnp.int32))
 
     def bind(self, key_data: Array, step: Int[Array, ""]) -> BoundObjective:
-        batch = self.data
+        batch: Any = self.data
         if callable(batch):
             batch = batch(jax.random.fold_in(jax.random.wrap_key_data(key_data), step))
         return self.objective.bind(batch, self.static, where=self.where)
@@ -151,6 +152,7 @@ class Run(eqx.Module):
             raise ValueError("key is needed: data is a sampler, which draws points from it.")
         key = jax.random.key(0) if key is None else key
         key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        running: Any = RESULTS.successful
         infinity = jnp.full((), jnp.inf, tree_dtype(params))
         loss = self.bind(key_data, jnp.int32(0))
         return TrainState(
@@ -162,7 +164,7 @@ class Run(eqx.Module):
             best_loss=infinity,
             reference_loss=infinity,
             stalled=jnp.int32(0),
-            result=RESULTS.successful,
+            result=running,
         )
 
     def scan(

@@ -1,8 +1,8 @@
 """From a method to an optax transformation, in optax's own line-search protocol.
 
-    loss = objective.bind(batch, static=static)
-    value, grad = jax.value_and_grad(loss)(params)
-    updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+loss = objective.bind(batch, static=static)
+value, grad = jax.value_and_grad(loss)(params)
+updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
 """
 
 from typing import Any
@@ -79,5 +79,7 @@ def info(state: PyTree) -> StepInfo:
 
     found = [node for node in jax.tree.leaves(state, is_leaf=is_info) if is_info(node)]
     if len(found) != 1:
-        raise ValueError(f"so.info(state) needs a state with one StepInfo, found {len(found)}; pass that member's state.")
+        raise ValueError(
+            f"so.info(state) needs a state with one StepInfo, found {len(found)}; pass that member's state."
+        )
     return found[0]

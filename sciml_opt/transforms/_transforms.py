@@ -35,7 +35,7 @@ def levenberg_marquardt(
     **Arguments:**
 
     - `init_damping`: the first lambda, relative to the largest diagonal entry of `D^-1 J^T J`.
-    - `geodesic`: add the second-order correction `a/2`, where `r_vv` is the second derivative of the residual along `v`.
+    - `geodesic`: add the second-order correction `a/2`, with `r_vv` the second derivative of the residual along `v`.
     - `acceleration_limit`: it is used while `|a| <= limit |v|` (norms of `D`).
     - `scaling`: `D = I`, or `D = diag(J^T J)` (in the dual form its mean over each leaf).
     - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller.
@@ -146,7 +146,7 @@ def scale_by_gauss_newton(
 
     **Arguments:**
 
-    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number or a schedule of the step count.
+    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number, or a schedule of the step.
     - `scaling`, `solve`: as in `levenberg_marquardt`.
 
     **Returns:** an optax transformation. A non-finite direction is replaced by zero.
@@ -176,7 +176,7 @@ class _GaussNewtonPreconditioner(eqx.Module):
 
 
 class ScaleByGaussNewtonState(NamedTuple):
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     info: StepInfo
 
 
@@ -193,7 +193,7 @@ def _init(preconditioner: _GaussNewtonPreconditioner, params: PyTree) -> ScaleBy
 def _update(preconditioner, updates, state, params=None, *, grad, value_fn, value=None, **extra_args: Any):
     del value, extra_args
     lin = bound_objective(value_fn, params).linearize(params)
-    damping = jnp.asarray(preconditioner.damping(state.count)).astype(tree_dtype(params))
+    damping = jnp.asarray(preconditioner.damping(state.steps)).astype(tree_dtype(params))
     factor = factorize(
         lin.jacobian, damping, relative=True, marquardt=preconditioner.marquardt, solve=preconditioner.solve
     )
@@ -213,4 +213,4 @@ def _update(preconditioner, updates, state, params=None, *, grad, value_fn, valu
         rung=factor.rung,
         clipped=lin.clipped,
     )
-    return direction, ScaleByGaussNewtonState(state.count + 1, info)
+    return direction, ScaleByGaussNewtonState(state.steps + 1, info)

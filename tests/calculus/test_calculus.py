@@ -308,7 +308,7 @@ def test_x_must_be_one_floating_point(operator):
     for bad in (jnp.ones((4, 2)), jnp.asarray(1.0)):
         with pytest.raises(ValueError, match=r"`x` must be .* shape \(d,\); got shape .* ONE point; use jax.vmap"):
             jax.eval_shape(operator(jnp.sin), bad)
-    with pytest.raises(TypeError, match="floating dtype.*got int"):
+    with pytest.raises(TypeError, match=r"floating dtype.*got int"):
         jax.eval_shape(operator(jnp.sin), jnp.arange(2))
 
 

@@ -1,15 +1,15 @@
 """Every method against a dense textbook version of itself, written here with numpy and jax.jacfwd."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from small import RITZ, RITZ_BATCH, density, network, partition, problem, value_and_slope
 
-import equinox as eqx
-import jax.numpy as jnp
 import sciml_opt as so
-from jax.flatten_util import ravel_pytree
 
 STEPS = 12
 
@@ -35,8 +35,17 @@ def dense():
     start, unravel = ravel_pytree(params)
     r = jax.jit(lambda q: loss.residual(unravel(q)))
     J = jax.jit(jax.jacfwd(lambda q: loss.residual(unravel(q))))
-    rvv = jax.jit(lambda q, v: jax.jvp(lambda p: jax.jvp(lambda x: loss.residual(unravel(x)), (p,), (v,))[1], (q,), (v,))[1])
-    return params, loss, np.asarray(start), lambda q: np.asarray(r(q)), lambda q: np.asarray(J(q)), lambda q, v: np.asarray(rvv(q, v))
+    rvv = jax.jit(
+        lambda q, v: jax.jvp(lambda p: jax.jvp(lambda x: loss.residual(unravel(x)), (p,), (v,))[1], (q,), (v,))[1]
+    )
+    return (
+        params,
+        loss,
+        np.asarray(start),
+        lambda q: np.asarray(r(q)),
+        lambda q: np.asarray(J(q)),
+        lambda q, v: np.asarray(rvv(q, v)),
+    )
 
 
 @pytest.mark.parametrize("marquardt", [False, True])

@@ -98,9 +98,7 @@ def test_structured_objective():
     params, loss = problem()
     solver = SOLVERS["LevenbergMarquardt"](1e-6)
     solution = so.least_squares(loss, solver, params, max_steps=40, throw=False)
-    plain = optx.least_squares(
-        lambda p, args: args.residual(p), solver, params, args=loss, max_steps=40, throw=False
-    )
+    plain = optx.least_squares(lambda p, args: args.residual(p), solver, params, args=loss, max_steps=40, throw=False)
     assert relative(solution.value, plain.value) < 1e-4  # the same method on a dense Jacobian
     assert float(loss(solution.value)) < 1e-2 * float(loss(params))
     assert int(solution.stats["num_steps"]) <= 40 and solution.stats["info"].rung.dtype == jnp.int32

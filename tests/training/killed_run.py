@@ -14,7 +14,9 @@ import sciml_opt as so
 
 checkpoint, out = sys.argv[1:]
 model = eqx.nn.MLP(2, "scalar", 8, 1, jnp.tanh, key=jax.random.key(0))
-objective = so.Objective(fit=so.Term(lambda u, x: so.laplacian(u)(x) - jnp.sin(3 * x[0])), edge=so.Term(lambda u, x: u(x)))
+objective = so.Objective(
+    fit=so.Term(lambda u, x: so.laplacian(u)(x) - jnp.sin(3 * x[0])), edge=so.Term(lambda u, x: u(x))
+)
 
 
 def sampler(key):
@@ -28,7 +30,15 @@ def report(now):
 
 phases = [so.Phase(so.levenberg_marquardt(), 300), so.Phase(so.gauss_newton(), 300)]
 result = so.fit(
-    model, objective, phases, sampler, key=jax.random.key(3), checkpoint=checkpoint, checkpoint_every=0.0, resume=True, callback=report
+    model,
+    objective,
+    phases,
+    sampler,
+    key=jax.random.key(3),
+    checkpoint=checkpoint,
+    checkpoint_every=0.0,
+    resume=True,
+    callback=report,
 )
 leaves = jax.tree.leaves(eqx.filter(result.model, eqx.is_inexact_array))
 np.savez(out, *leaves, loss=result.history["loss"], steps=result.steps)

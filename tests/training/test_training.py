@@ -86,7 +86,11 @@ def test_train_jits_vmaps_and_agrees_with_fit(reference):
 def test_stops():
     by_error = fit(steps=60, metric=metric, metric_every=2, until=so.Stop(error=0.05))
     assert by_error.status == so.RESULTS.target_reached
-    assert by_error.error <= 0.05 and by_error.steps < 60 and float(metric(by_error.model)) == pytest.approx(by_error.error)
+    assert (
+        by_error.error <= 0.05
+        and by_error.steps < 60
+        and float(metric(by_error.model)) == pytest.approx(by_error.error)
+    )
     by_loss = fit(steps=60, metric=metric, metric_every=2, until=so.Stop(loss=0.5))
     assert by_loss.status == so.RESULTS.target_reached and by_loss.loss <= 0.5 < by_loss.history["loss"][-2]
     stuck = fit(optax.sgd(0.0), steps=60, until=so.Stop(plateau=7))
@@ -118,7 +122,9 @@ def test_phases():
     counts = np.bincount(result.history["phase"])
     assert counts[0] <= 30 and counts[1:].tolist() == [10, 3] and result.status == so.RESULTS.steps_done
     start = counts[0] + 10
-    assert np.all(np.isnan(result.history["damping"][:counts[0]])) and np.all(result.history["damping"][counts[0]:start] > 0)
+    assert np.all(np.isnan(result.history["damping"][: counts[0]])) and np.all(
+        result.history["damping"][counts[0] : start] > 0
+    )
     assert np.ptp(result.history["loss"][start:]) == 0  # sgd(0) starts where LM ended
     assert result.history["loss"][start] <= result.history["loss"][start - 1]
     ended = fit([so.Phase(LM, 20), so.Phase(LM, 20)], metric=metric, metric_every=2, until=so.Stop(error=0.3))

@@ -18,7 +18,7 @@ TRANSFORMATIONS = {
     "gauss_newton": lambda: so.gauss_newton(),
     "energy_natural_gradient": lambda: so.energy_natural_gradient(),
 }
-CHAIN = lambda: optax.chain(  # noqa: E731
+CHAIN = lambda: optax.chain(
     so.scale_by_gauss_newton(), optax.scale(-1.0), optax.scale_by_zoom_linesearch(20)
 )
 LOOPS = {"lbfgs": optax.lbfgs, "levenberg_marquardt": so.levenberg_marquardt, "chain": CHAIN}
