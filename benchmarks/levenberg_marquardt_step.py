@@ -7,9 +7,11 @@ Problem `poisson2d`: MLP 2-32-1 (129 parameters), 900 interior and 120 boundary 
   also keeps history, terms and best iterate;
 - `gradient`: one jitted call of `jax.value_and_grad(loss)`; `gradient in a loop`: one of 50 inside a jitted scan, each
   at parameters that depend on the one before, so that nothing can be hoisted;
-- `optimistix`: one `solver.step` of `optimistix.LevenbergMarquardt` on the same whitened residual `loss.residual`,
-  from a state whose trial is accepted, so that the residual is linearized anew and the damped system is solved with
-  that Jacobian; for `jac` forward and backward and several linear solvers, of which the fastest is the denominator;
+- `optimistix`: one jitted `solver.step` of `optimistix.LevenbergMarquardt` on the same whitened residual
+  `loss.residual`, from states of its own run (with QR) whose trial is accepted, so that the residual is linearized anew
+  and the damped system is solved with that Jacobian. `jac="fwd"` with several linear solvers, direct and iterative: the
+  work of an iterative one depends on the damping, hence on the state, and so does its error, the relative difference
+  of its step from the one by QR. `jac="bwd"` (one reverse sweep a residual) is timed apart;
 - the parts of our step, as differences between jitted loops of 50 that each do one thing more.
 
 Everything is measured once a repeat, in one order and then in the other; ratios are taken within each repeat, so that
@@ -46,22 +48,22 @@ from sciml_opt.linear import factorize
 jax.config.update("jax_enable_x64", True)
 
 STEPS = 50
+STATES = (3, 20, 60)  # attempted steps of optimistix (QR) before the step that is measured
 SOLVERS = {
-    "QR": lx.QR(),
+    "QR (default)": lx.QR(),
     "Auto(well_posed=None)": lx.AutoLinearSolver(well_posed=None),
-    "SVD": lx.SVD(),
     "Normal(Cholesky)": lx.Normal(lx.Cholesky()),
     "Normal(CG 1e-6)": lx.Normal(lx.CG(rtol=1e-6, atol=1e-6)),
+    "LSMR 1e-6": lx.LSMR(rtol=1e-6, atol=1e-6),
 }
-SLOW_MS = 500  # a candidate slower than this is left out after its first call: it cannot be the best
 
 
-def compiled(f, *args):
-    """The compiled `f`, called on `args`, and its tracing plus compile time in CPU seconds."""
+def jitted(f, *args):
+    """`jax.jit(f)` on `args` as a call, and the CPU seconds of its first call."""
+    f = jax.jit(f)
     start = time.process_time()
-    executable = jax.jit(f).lower(*args).compile()
-    seconds = time.process_time() - start
-    return (lambda: jax.block_until_ready(executable(*args))), seconds
+    jax.block_until_ready(f(*args))
+    return (lambda: jax.block_until_ready(f(*args))), time.process_time() - start
 
 
 def cpu_ms(call, count):
@@ -105,26 +107,27 @@ def loop_of(part):
 def parts():
     """Pieces of one step, each doing what the one before does and one thing more; results are small, or reduced."""
 
-    def ms_linearize(loss, p):
+    def linearize(loss, p):
         lin = loss.linearize(p)
         return lin.value, lin.grad
 
-    def ms_gram(loss, p):
+    def gram_matrix(loss, p):
         lin = loss.linearize(p)
-        return lin.value, lin.grad, lax.optimization_barrier(lin.jacobian.gram())
+        gram = lax.optimization_barrier(lin.jacobian.gram())
+        return lin.value, lin.grad, gram[0, 0] + gram[-1, -1]
 
-    def ms_solve(loss, p):
+    def solved(loss, p):
         lin = loss.linearize(p)
         factor = factorize(lin.jacobian, jnp.asarray(1e-3))
         v = factor.from_residual(lin.residual)
         return lin, factor, v
 
     def one_solve(loss, p):
-        lin, _, v = ms_solve(loss, p)
+        lin, _, v = solved(loss, p)
         return lin.value, lin.grad, v
 
     def second(loss, p):
-        lin, factor, v = ms_solve(loss, p)
+        lin, factor, v = solved(loss, p)
         a = factor.from_residual(second_derivative(loss.residual, p, v))
         return lin.value, lin.grad, v, a
 
@@ -133,44 +136,59 @@ def parts():
         return value, grad, v, loss(jax.tree.map(lambda x, y, z: x - 1e-3 * y + 1e-6 * z, p, v, a))
 
     return {
-        "linearize": ms_linearize,
-        "gram": ms_gram,
+        "linearize": linearize,
+        "gram": gram_matrix,
         "factor and solve": one_solve,
         "second derivative and solve": second,
         "trial loss": trial,
     }
 
 
-def optimistix_step(loss, params, solver, jac):
-    """One step with an accepted trial, as a compiled call: the state is two steps into a solve from `params`."""
+class OptimistixStep:
+    """`solver.step` of `optimistix.LevenbergMarquardt` as one jitted function of arrays."""
 
-    def fn(y, args):
-        return args.residual(y), None
+    def __init__(self, loss, params, solver, jac):
+        self.options = {"jac": jac}
+        # A solve that never ends by itself; `verbose=False` is the default.
+        self.method = optx.LevenbergMarquardt(rtol=0.0, atol=0.0, linear_solver=solver)
+        self.loss = loss
+        self.start = jax.jit(lambda loss, y: eqx.filter(self._fresh(loss, y)[1], eqx.is_array))(loss, params)
+        begin = time.process_time()
+        self.step = jax.jit(self._step)
+        jax.block_until_ready(self.step(loss, params, self.start))
+        self.first_call_s = time.process_time() - begin
 
-    options = {"jac": jac}
-    # rtol = atol = 0 never ends a solve. Two steps: the first evaluates the start, the second judges its trial.
-    method = optx.LevenbergMarquardt(rtol=0.0, atol=0.0, linear_solver=solver)
-    out = jax.eval_shape(lambda y: fn(y, loss)[0], params)
-    closed = eqx.filter_closure_convert(fn, params, loss)
-    state = method.init(closed, params, loss, options, out, None, frozenset())
-    dynamic, static = eqx.partition(state, eqx.is_array)
+    def _fresh(self, loss, y):  # traced anew wherever it is used: the state holds a jaxpr, compared by identity
+        fn = eqx.filter_closure_convert(lambda y, args: (args.residual(y), None), y, loss)
+        out = jax.eval_shape(lambda y: loss.residual(y), y)
+        return fn, self.method.init(fn, y, loss, self.options, out, None, frozenset())
 
-    def step(loss, y, dynamic):
-        y, state, _ = method.step(closed, y, loss, options, eqx.combine(dynamic, static), frozenset())
-        return y, eqx.filter(state, eqx.is_array), state.num_accepted_steps
+    def _step(self, loss, y, arrays):
+        fn, fresh = self._fresh(loss, y)
+        state = eqx.combine(arrays, eqx.filter(fresh, eqx.is_array, inverse=True))
+        y, state, _ = self.method.step(fn, y, loss, self.options, state, frozenset())
+        return y, eqx.filter(state, eqx.is_array), state.num_accepted_steps, state.y_eval
 
-    start = time.process_time()
-    executable = jax.jit(step).lower(loss, params, dynamic).compile()
-    seconds = time.process_time() - start
-    y, before = params, 0
-    for _ in range(20):  # until the NEXT step accepts its trial
-        new_y, new_dynamic, count = executable(loss, y, dynamic)
-        if before > 0 and int(count) > before:
-            break
-        y, dynamic, before = new_y, new_dynamic, int(count)
-    else:
-        return None, seconds
-    return (lambda: jax.block_until_ready(executable(loss, y, dynamic))), seconds
+    def on(self, y, arrays):
+        return lambda: jax.block_until_ready(self.step(self.loss, y, arrays))
+
+    def states(self, y, after):
+        """The first states from the attempted steps `after` on, from which one more step accepts its trial."""
+        found, arrays, before = [], self.start, 0
+        for count in range(max(after) + 50):
+            new_y, new_arrays, accepted, _ = self.step(self.loss, y, arrays)
+            if len(found) < len(after) and count >= after[len(found)] and int(accepted) > before:
+                found.append((y, arrays))
+            if len(found) == len(after):
+                return found
+            y, arrays, before = new_y, new_arrays, int(accepted)
+        raise RuntimeError(f"optimistix accepted no step after {after} attempted ones.")
+
+
+def direction(step):
+    """The next trial step, as a flat vector."""
+    y, _, _, trial = step()
+    return np.concatenate([np.ravel(b - a) for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(trial), strict=True)])
 
 
 def quartiles(values):
@@ -181,60 +199,70 @@ def quartiles(values):
 def measure(repeats):
     problem = problems.get("poisson2d")
     params, static = eqx.partition(problem.model(jax.random.key(0)), eqx.is_inexact_array)
-    loss = problem.objective.bind(problem.batch(), static=static)
-    calls, counts, compile_s = {}, {}, {}
-
-    def add(name, f, *args, count=1):
-        calls[name], compile_s[name] = compiled(f, *args)
-        counts[name] = count
-
-    add("gradient", lambda loss, p: jax.value_and_grad(loss)(p), loss, params, count=STEPS)
-    add("gradient in a loop", loop_of(lambda loss, p: jax.value_and_grad(loss)(p)), loss, params)
-    add("loss in a loop", loop_of(lambda loss, p: loss(p)), loss, params)
-    add("levenberg_marquardt", lm_loop, loss, params)
     batch = problem.batch()
+    loss = problem.objective.bind(batch, static=static)
+    calls, scale, first_call_s = {}, {}, {}
+
+    def add(name, f, *args, evaluations=STEPS):
+        calls[name], first_call_s[name] = jitted(f, *args)
+        scale[name] = evaluations
+
+    def gradient(loss, params):
+        return jax.value_and_grad(loss)(params)
 
     def train(batch, params):
         r = so.train(params, problem.objective, so.levenberg_marquardt(), batch, steps=STEPS, static=static)
         return r.params, r.loss, r.history
 
+    add("gradient", gradient, loss, params, evaluations=1)
+    add("gradient in a loop", loop_of(gradient), loss, params)
+    add("loss in a loop", loop_of(lambda loss, p: loss(p)), loss, params)
+    add("levenberg_marquardt", lm_loop, loss, params)
     add("train", train, batch, params)
     for name, part in parts().items():
         add(name, loop_of(part), loss, params)
     accepted = int(calls["levenberg_marquardt"]()[2])
 
-    left_out = {}
+    backward = OptimistixStep(loss, params, lx.QR(), "bwd")
+    ((y, arrays),) = backward.states(params, (1,))
+    backward_ms = cpu_ms(backward.on(y, arrays), 3)
+    default = OptimistixStep(loss, params, lx.QR(), "fwd")
+    states = default.states(params, STATES)
+    peers = {}  # name -> (attempted steps before, solver, relative difference of its step from that by QR)
     for solver_name, solver in SOLVERS.items():
-        for jac in ("fwd", "bwd"):
-            name = f"optimistix {solver_name} {jac}"
-            call, compile_s[name] = optimistix_step(loss, params, solver, jac)
-            if call is None:
-                left_out[name] = "no accepted step in 20"
-                continue
-            call()
-            once = cpu_ms(call, 1)
-            if once > SLOW_MS:
-                left_out[name] = f"{once:.0f} ms in one call"
-            else:
-                calls[name], counts[name] = call, 2
-    in_loop = {n for n in calls if counts[n] == 1}
+        peer = OptimistixStep(loss, params, solver, "fwd")
+        for after, (y, arrays) in zip(STATES, states, strict=True):
+            name = f"optimistix {solver_name}, step {after}"
+            calls[name], scale[name], first_call_s[name] = peer.on(y, arrays), 1, peer.first_call_s
+            exact = direction(default.on(y, arrays))
+            error = np.linalg.norm(direction(calls[name]) - exact) / np.linalg.norm(exact)
+            peers[name] = (after, solver_name, float(error))
 
-    for call in calls.values():
-        call()
+    count = {name: 2 if name in peers else STEPS // scale[name] for name in calls}
     times = {name: [] for name in calls}
     for repeat in range(repeats):
         for name in list(calls)[:: -1 if repeat % 2 else 1]:
-            times[name].append(cpu_ms(calls[name], counts[name]) / (STEPS if name in in_loop else 1))
+            times[name].append(cpu_ms(calls[name], count[name]) / scale[name])
     times = {name: np.array(values) for name, values in times.items()}
 
-    peers = [name for name in times if name.startswith("optimistix")]
-    best = min(peers, key=lambda name: np.median(times[name]))
     lm = times["levenberg_marquardt"]
     ladder = list(parts())
-    steps_of_ladder = {ladder[0]: quartiles(times[ladder[0]])}
+    differences = {ladder[0]: quartiles(times[ladder[0]])}
     for before, after in zip(ladder[:-1], ladder[1:], strict=True):
-        steps_of_ladder[after] = quartiles(times[after] - times[before])
-    steps_of_ladder["the rest (info, gain ratio, damping)"] = quartiles(lm - times[ladder[-1]])
+        differences[after] = quartiles(times[after] - times[before])
+    differences["the rest"] = quartiles(lm - times[ladder[-1]])
+    ratios = {
+        "step / gradient, one call": quartiles(lm / times["gradient"]),
+        "step / gradient, in a loop": quartiles(lm / times["gradient in a loop"]),
+        "step of so.train / gradient, one call": quartiles(times["train"] / times["gradient"]),
+    }
+    for after in STATES:
+        here = [name for name, peer in peers.items() if peer[0] == after]
+        best = min(here, key=lambda name: np.median(times[name]))
+        direct = min((name for name in here if peers[name][2] < 1e-8), key=lambda name: np.median(times[name]))
+        ratios[f"{direct} / step"] = quartiles(times[direct] / lm)
+        if best != direct:
+            ratios[f"{best} / step"] = quartiles(times[best] / lm)
     return {
         "net": "2-32-1",
         "parameters": 129,
@@ -243,39 +271,31 @@ def measure(repeats):
         "steps_in_a_loop": STEPS,
         "accepted_steps": accepted,
         "cpu_ms": {name: quartiles(values) for name, values in times.items()},
-        "compile_cpu_s": compile_s,
-        "parts_cpu_ms": steps_of_ladder,
-        "gradients_a_step": quartiles(lm / times["gradient"]),
-        "gradients_a_step_in_a_loop": quartiles(lm / times["gradient in a loop"]),
-        "gradients_a_step_of_train": quartiles(times["train"] / times["gradient"]),
-        "best_optimistix": best,
-        "optimistix_steps_a_step": quartiles(times[best] / lm),
-        "left_out": left_out,
+        "first_call_cpu_s": first_call_s,
+        "relative_difference_of_the_step_from_QR": {name: peer[2] for name, peer in peers.items()},
+        "optimistix_backward_cpu_ms": backward_ms,
+        "parts_cpu_ms": differences,
+        "ratios": ratios,
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="write the figures to this JSON file")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     result = measure(args.repeats)
-    print(f"{'CPU ms':<44} {'median':>8} {'quartiles':>18} {'compile s':>10}")
+    print(f"{'CPU ms':<44} {'median':>8} {'quartiles':>18} {'first call s':>13} {'error of step':>14}")
     for name, row in result["cpu_ms"].items():
-        print(f"{name:<44} {_row(row)} {result['compile_cpu_s'][name]:10.1f}")
-    for name, why in result["left_out"].items():
-        print(f"{name:<44} left out: {why}")
+        error = result["relative_difference_of_the_step_from_QR"].get(name)
+        print(f"{name:<44} {_row(row)} {result['first_call_cpu_s'][name]:13.1f} {'' if error is None else f'{error:14.0e}'}")
+    print(f"{'optimistix QR, jac=bwd (three calls)':<44} {result['optimistix_backward_cpu_ms']:8.0f}")
     print("\nparts of one step (differences of the loops above)")
     for name, row in result["parts_cpu_ms"].items():
         print(f"{name:<44} {_row(row)}")
     print(f"\n{result['accepted_steps']} of the {STEPS} steps were accepted")
-    for text, key in (
-        ("one step / one gradient (one call)", "gradients_a_step"),
-        ("one step / one gradient (in a loop)", "gradients_a_step_in_a_loop"),
-        ("one step of so.train / one gradient", "gradients_a_step_of_train"),
-        (f"{result['best_optimistix']} / one step", "optimistix_steps_a_step"),
-    ):
-        print(f"{text:<44} {_row(result[key])}")
+    for name, row in result["ratios"].items():
+        print(f"{name:<44} {_row(row)}")
     if args.out:
         args.out.write_text(json.dumps({"jax": jax.__version__, **result}, indent=2) + "\n")
 

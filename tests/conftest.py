@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -33,3 +34,12 @@ def bounded_memory():
     if resident_memory() > MEMORY_LIMIT:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def type_checks(request):
+    """Off where a test is about the errors that a user sees, who has no run-time type checker."""
+    off = request.node.get_closest_marker("bad_input") is not None
+    jaxtyping.config.update("jaxtyping_disable", off)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

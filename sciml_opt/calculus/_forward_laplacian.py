@@ -1,7 +1,7 @@
 """The forward Laplacian: value, chosen first derivatives and one second-order operator in a single forward pass."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -19,8 +19,8 @@ class ForwardLaplacian(NamedTuple):
 
 def forward_laplacian(
     u: Callable[[Float[Array, " d"]], Float[Array, "..."]],
-    columns: ArrayLike | None = None,
-    drift: ArrayLike | None = None,
+    columns: ArrayLike | Sequence[Any] | None = None,
+    drift: ArrayLike | Sequence[Any] | None = None,
 ) -> Callable[[Float[Array, " d"]], ForwardLaplacian]:
     r"""Value, directional derivatives and a second-order operator of `u`, in one forward pass.
 

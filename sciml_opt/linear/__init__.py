@@ -2,5 +2,6 @@
 
 from ._cholesky import damped_cholesky as damped_cholesky
 from ._damped_solve import DampedSolve as DampedSolve
+from ._damped_solve import Scaling as Scaling
 from ._damped_solve import Solve as Solve
 from ._damped_solve import factorize as factorize

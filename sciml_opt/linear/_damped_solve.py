@@ -13,6 +13,7 @@ from ..linearization import StructuredJacobian
 from ._cholesky import damped_cholesky
 
 Solve = Literal["auto", "primal", "dual"]
+Scaling = Literal["identity", "marquardt"]
 SCALE_FLOOR = 1e-6  # of the largest entry of diag(J^T J), the least entry of D
 
 
@@ -70,8 +71,6 @@ def factorize(
 
     **Cost:** primal `N P^2 + P^3 / 3` flops, memory `P^2`; dual `N^2 P + N^3 / 3`, memory `N^2`.
     """
-    if solve not in ("auto", "primal", "dual"):
-        raise ValueError(f"solve must be 'auto', 'primal' or 'dual', got {solve!r}.")
     structure = jacobian.in_structure()
     count, size = jacobian.out_structure().shape[0], tree_size(structure)
     dual = solve == "dual" or (solve == "auto" and count < size)

@@ -19,7 +19,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     **Arguments:**
 
     - `columns`: `J^T`, shape `(P, N)`.
-    - `structure`: the parameters' pytree of `jax.ShapeDtypeStruct`, `P` entries in all.
+    - `structure`: a pytree of arrays or `jax.ShapeDtypeStruct` shaped like the parameters, `P` entries in all.
 
     **Cost:** memory `N P`; `mv` and `T.mv` `2 N P` flops each, `gram` `2 N P^2`, `kernel` `2 N^2 P`.
     """
@@ -27,7 +27,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     columns: Float[Array, "P N"]
     _structure: tuple = eqx.field(static=True)
 
-    def __init__(self, columns: Float[Array, "P N"], structure: PyTree[jax.ShapeDtypeStruct]):
+    def __init__(self, columns: Float[Array, "P N"], structure: PyTree):
         self.columns = columns
         leaves, treedef = jax.tree.flatten(tree_structure(structure))
         self._structure = (tuple(leaves), treedef)

@@ -1,9 +1,12 @@
 """Energy natural gradient descent, damped, with a grid line search."""
 
+from typing import get_args
+
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
+from .._check import number, one_of
 from .._tree import tree_dtype
 from ..globalization import LineSearch, grid_search, step_size_damping
 from ..linear import Solve
@@ -24,6 +27,10 @@ class EnergyNaturalGradientMethod(AbstractMethod):
 
     init_damping: Array
     solve: Solve = eqx.field(static=True)
+
+    def __init__(self, init_damping: ArrayLike = 1e-2, *, solve: Solve = "auto"):
+        self.init_damping = number("init_damping", init_damping, above=0)
+        self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> DampedState:
         return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))

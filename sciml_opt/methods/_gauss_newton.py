@@ -1,15 +1,16 @@
 """Damped Gauss-Newton, globalised by an Armijo line search."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
+from .._check import number, one_of
 from .._tree import tree_dot, tree_dtype
 from ..globalization import LineSearch, armijo_search, step_size_damping
-from ..linear import DampedSolve, Solve, factorize
+from ..linear import DampedSolve, Scaling, Solve, factorize
 from ..linearization import Linearization
 from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 
@@ -42,6 +43,11 @@ class GaussNewtonMethod(AbstractMethod):
     init_damping: Array
     marquardt: bool = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
+
+    def __init__(self, init_damping: ArrayLike = 1e-2, *, scaling: Scaling = "identity", solve: Solve = "auto"):
+        self.init_damping = number("init_damping", init_damping, above=0)
+        self.marquardt = one_of("scaling", scaling, get_args(Scaling)) == "marquardt"
+        self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> DampedState:
         return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))

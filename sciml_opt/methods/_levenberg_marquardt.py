@@ -1,15 +1,16 @@
 """Levenberg-Marquardt with Nielsen damping and geodesic acceleration."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
+from .._check import number, one_of
 from .._tree import second_derivative, tree_add, tree_dot, tree_dtype, tree_norm, tree_scale, tree_where
 from ..globalization import nielsen_update
-from ..linear import Solve, factorize
+from ..linear import Scaling, Solve, factorize
 from ._method import AbstractMethod, Loss, StepInfo
 
 
@@ -36,6 +37,21 @@ class LevenbergMarquardtMethod(AbstractMethod):
     geodesic: bool = eqx.field(static=True)
     marquardt: bool = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
+
+    def __init__(
+        self,
+        init_damping: ArrayLike = 1e-2,
+        *,
+        geodesic: bool = True,
+        acceleration_limit: ArrayLike = 0.75,
+        scaling: Scaling = "identity",
+        solve: Solve = "auto",
+    ):
+        self.init_damping = number("init_damping", init_damping, above=0)
+        self.acceleration_limit = number("acceleration_limit", acceleration_limit, above=0)
+        self.geodesic = geodesic
+        self.marquardt = one_of("scaling", scaling, get_args(Scaling)) == "marquardt"
+        self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> LevenbergMarquardtState:
         one = jnp.ones((), tree_dtype(params))

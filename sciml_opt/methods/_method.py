@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ from ..linear import DampedSolve
 from ..linearization import Linearization
 
 
+@runtime_checkable
 class Loss(Protocol):
     """What a method asks of a loss; `BoundObjective` is one."""
 

@@ -1,13 +1,12 @@
 """The public optimistix solvers."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, PyTree, Scalar
 
-from .._check import number, one_of
-from ..linear import Solve
+from .._check import number
+from ..linear import Scaling, Solve
 from ..methods import AbstractMethod, GaussNewtonMethod, LevenbergMarquardtMethod
 from ._adapter import MethodSolver
 
@@ -42,18 +41,14 @@ class LevenbergMarquardt(MethodSolver):
         init_damping: ArrayLike = 1e-2,
         geodesic: bool = True,
         acceleration_limit: ArrayLike = 0.75,
-        scaling: Literal["identity", "marquardt"] = "identity",
+        scaling: Scaling = "identity",
         solve: Solve = "auto",
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
         self.method = LevenbergMarquardtMethod(
-            init_damping=number("init_damping", init_damping, above=0),
-            acceleration_limit=number("acceleration_limit", acceleration_limit, above=0),
-            geodesic=geodesic,
-            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
-            solve=one_of("solve", solve, ("auto", "primal", "dual")),
+            init_damping, geodesic=geodesic, acceleration_limit=acceleration_limit, scaling=scaling, solve=solve
         )
 
 
@@ -81,14 +76,10 @@ class GaussNewton(MethodSolver):
         norm: Callable[[PyTree], Scalar] = optx.max_norm,
         *,
         init_damping: ArrayLike = 1e-2,
-        scaling: Literal["identity", "marquardt"] = "identity",
+        scaling: Scaling = "identity",
         solve: Solve = "auto",
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
-        self.method = GaussNewtonMethod(
-            init_damping=number("init_damping", init_damping, above=0),
-            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
-            solve=one_of("solve", solve, ("auto", "primal", "dual")),
-        )
+        self.method = GaussNewtonMethod(init_damping, scaling=scaling, solve=solve)

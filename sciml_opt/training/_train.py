@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._results import RESULTS
 from .._tree import tree_all_finite, tree_dtype, tree_where
-from ..methods import StepInfo
 from ..objective import BoundObjective, Objective
+from ..transforms import step_infos
 from ._stepper import OptaxStepper, OptimistixStepper, make_stepper
 from ._stop import Stop
 
@@ -209,7 +209,7 @@ class Run(eqx.Module):
         result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
         result = RESULTS.where(reached | (error <= until.error.astype(dtype)), RESULTS.target_reached, result)
         result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
-        info = _step_info(optimizer)
+        info = next(iter(step_infos(optimizer)), None)
         state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
         return state, {"loss": value, "terms": terms, "error": error, "info": info}
 
@@ -247,10 +247,3 @@ def _track(state: TrainState, value: Scalar) -> TrainState:
         reference_loss=jnp.where(progress, value, state.reference_loss),
         stalled=jnp.where(progress, 0, state.stalled + 1).astype(jnp.int32),
     )
-
-
-def _step_info(state: PyTree) -> StepInfo | None:
-    def is_info(node):
-        return isinstance(node, StepInfo)
-
-    return next((node for node in jax.tree.leaves(state, is_leaf=is_info) if is_info(node)), None)

@@ -73,13 +73,18 @@ def info(state: PyTree) -> StepInfo:
 
     **Example:** `so.info(state).damping`.
     """
-
-    def is_info(node):
-        return isinstance(node, StepInfo)
-
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_info) if is_info(node)]
+    found = step_infos(state)
     if len(found) != 1:
         raise ValueError(
             f"so.info(state) needs a state with one StepInfo, found {len(found)}; pass that member's state."
         )
     return found[0]
+
+
+def step_infos(state: PyTree) -> list[StepInfo]:
+    """Every `StepInfo` inside a state."""
+
+    def is_info(node):
+        return isinstance(node, StepInfo)
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_info) if is_info(node)]

@@ -1,7 +1,7 @@
 """The public optax transformations."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
-from ..linear import Solve, factorize
+from ..linear import Scaling, Solve, factorize
 from ..methods import EnergyNaturalGradientMethod, GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo
 from ._adapter import bound_objective, is_gradient, to_transformation
 
@@ -21,7 +21,7 @@ def levenberg_marquardt(
     *,
     geodesic: bool = True,
     acceleration_limit: ArrayLike = 0.75,
-    scaling: Literal["identity", "marquardt"] = "identity",
+    scaling: Scaling = "identity",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Levenberg-Marquardt with Nielsen damping and geodesic acceleration.
@@ -61,11 +61,7 @@ def levenberg_marquardt(
     """
     return to_transformation(
         LevenbergMarquardtMethod(
-            init_damping=number("init_damping", init_damping, above=0),
-            acceleration_limit=number("acceleration_limit", acceleration_limit, above=0),
-            geodesic=geodesic,
-            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
-            solve=one_of("solve", solve, ("auto", "primal", "dual")),
+            init_damping, geodesic=geodesic, acceleration_limit=acceleration_limit, scaling=scaling, solve=solve
         )
     )
 
@@ -73,7 +69,7 @@ def levenberg_marquardt(
 def gauss_newton(
     init_damping: ArrayLike = 1e-2,
     *,
-    scaling: Literal["identity", "marquardt"] = "identity",
+    scaling: Scaling = "identity",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Damped Gauss-Newton with an Armijo line search; the damping follows the accepted step size.
@@ -92,13 +88,7 @@ def gauss_newton(
 
     **Example:** as in `levenberg_marquardt`.
     """
-    return to_transformation(
-        GaussNewtonMethod(
-            init_damping=number("init_damping", init_damping, above=0),
-            marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
-            solve=one_of("solve", solve, ("auto", "primal", "dual")),
-        )
-    )
+    return to_transformation(GaussNewtonMethod(init_damping, scaling=scaling, solve=solve))
 
 
 def energy_natural_gradient(
@@ -123,18 +113,13 @@ def energy_natural_gradient(
 
     **Example:** as in `levenberg_marquardt`.
     """
-    return to_transformation(
-        EnergyNaturalGradientMethod(
-            init_damping=number("init_damping", init_damping, above=0),
-            solve=one_of("solve", solve, ("auto", "primal", "dual")),
-        )
-    )
+    return to_transformation(EnergyNaturalGradientMethod(init_damping, solve=solve))
 
 
 def scale_by_gauss_newton(
     damping: ArrayLike | Callable[[Int[Array, ""]], Scalar] = 1e-8,
     *,
-    scaling: Literal["identity", "marquardt"] = "identity",
+    scaling: Scaling = "identity",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Precondition the updates by the damped Gauss-Newton matrix: `(J^T J + lambda D)^-1 updates`.
@@ -161,8 +146,8 @@ def scale_by_gauss_newton(
         schedule = jax.tree_util.Partial(damping)
     preconditioner = _GaussNewtonPreconditioner(
         damping=schedule,
-        marquardt=one_of("scaling", scaling, ("identity", "marquardt")) == "marquardt",
-        solve=one_of("solve", solve, ("auto", "primal", "dual")),
+        marquardt=one_of("scaling", scaling, get_args(Scaling)) == "marquardt",
+        solve=one_of("solve", solve, get_args(Solve)),
     )
     return optax.GradientTransformationExtraArgs(
         jax.tree_util.Partial(_init, preconditioner), jax.tree_util.Partial(_update, preconditioner)

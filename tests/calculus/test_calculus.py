@@ -303,6 +303,7 @@ OPERATORS = [
 ]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_x_must_be_one_floating_point(operator):
     for bad in (jnp.ones((4, 2)), jnp.asarray(1.0)):
@@ -312,6 +313,7 @@ def test_x_must_be_one_floating_point(operator):
         jax.eval_shape(operator(jnp.sin), jnp.arange(2))
 
 
+@pytest.mark.bad_input
 def test_errors():
     for operator in (partial(odd, 2), partial(odd, -1, -1), bundle(odd, (0, 2))):
         with pytest.raises(IndexError, match=r"index -?\d is out of range for `x` of shape \(2,\)"):

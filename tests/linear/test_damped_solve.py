@@ -48,11 +48,6 @@ def test_relative_damping():
     assert float(factorize(J, jnp.asarray(1e-2), relative=True, marquardt=True).damping) == pytest.approx(1e-2)
 
 
-def test_unknown_solve_is_refused():
-    with pytest.raises(ValueError, match="solve must be 'auto', 'primal' or 'dual', got 'cg'"):
-        factorize(jacobian(3), jnp.asarray(1.0), solve="cg")
-
-
 def rank_one(n=6, size=1.0):
     v = np.arange(1.0, n + 1) * size
     return jnp.asarray(np.outer(v, v))

@@ -65,6 +65,7 @@ def test_is_a_plain_jit_argument_without_retrace():
         np.testing.assert_allclose(at_half(model), model(jnp.full(2, 0.5)), rtol=1e-14)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
@@ -85,6 +86,7 @@ def test_errors(arguments, error, words):
         MLP(**{"in_size": 2, "key": KEY} | arguments)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("x", [jnp.zeros(3), jnp.zeros((5, 2)), jnp.zeros(())])
 def test_a_batch_is_refused(x):
     with pytest.raises(ValueError, match=r"ONE point, of shape \(2,\)"):

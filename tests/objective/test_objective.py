@@ -184,6 +184,7 @@ BAD_BATCHES = {
 }
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", BAD_BATCHES)
 def test_bad_batches(name):
     batch, error, message = BAD_BATCHES[name]
@@ -201,6 +202,7 @@ BAD_INNER = {
 }
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", BAD_INNER)
 def test_bad_inner_maps(name):
     inner, error, message = BAD_INNER[name]
@@ -219,6 +221,7 @@ def test_a_batch_inside_the_point_is_refused():
         jax.eval_shape(loss, params)
 
 
+@pytest.mark.bad_input
 def test_bad_terms_and_models():
     with pytest.raises(TypeError, match=r"Objective\(pde=...\) must be a Term"):
         so.Objective(pde=value)

@@ -222,6 +222,7 @@ def test_first_use_inside_a_trace_keeps_no_tracer():
     np.testing.assert_allclose(problem.objective.bind(problem.batch())(model), inside, rtol=1e-12)
 
 
+@pytest.mark.bad_input
 def test_registry():
     assert NAMES == ("burgers", "deep_ritz1d", "heat1d", "poisson2d", "poisson5d")
     assert problems.get("burgers") is problems.get("burgers")

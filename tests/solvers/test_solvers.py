@@ -106,6 +106,7 @@ def test_structured_objective():
     assert float(loss(other.value)) <= float(loss(params))
 
 
+@pytest.mark.bad_input
 def test_errors():
     params, loss = problem(RITZ, RITZ_BATCH)
     with pytest.raises(ValueError, match="residual exists for least squares only"):

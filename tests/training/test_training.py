@@ -67,7 +67,7 @@ def test_history_and_result(reference):
 
 
 def test_train_jits_vmaps_and_agrees_with_fit(reference):
-    seeds = range(3)
+    seeds = range(5)
     params, static = zip(*(partition(network(seed)) for seed in seeds), strict=True)
     train = lambda p: so.train(p, POISSON, LM, BATCH, steps=40, static=static[0], metric=metric, metric_every=4)
     train = jax.jit(train)
@@ -247,6 +247,7 @@ def test_progress_bar_writes_to_stderr(capsys):
     assert captured.out == "" and "40/40" in captured.err and "error" in captured.err
 
 
+@pytest.mark.bad_input
 def test_errors():
     for options, message in (
         (dict(), "steps is needed"),
