@@ -155,7 +155,7 @@ for name, values in cosines.items():
 
 # %% [markdown]
 # Gradient descent pushes the function $-\sum_j \partial_j L\,\partial_j u$. That does lower the loss, but its shape is an
-# accident of the parametrisation: from many starts it moves $u$ *away* from the solution in $L^2$ (a negative cosine). The
+# accident of the parametrisation: from some starts it moves $u$ *away* from the solution in $L^2$ (a negative cosine). The
 # natural gradient points straight at the solution.
 #
 # For the nonlinear Deep Ritz energy Newton's step is no longer $u^* - u$. We compute it independently of any network, by
@@ -284,7 +284,7 @@ print(f"             energy - exact energy, at most {max(abs(run.loss - exact_en
 # ## The picture
 
 # %%
-figure, axes = plt.subplot_mosaic(["aaabbbcccddd", "eeeeffffgggg"], figsize=(15, 7.6))
+figure, axes = plt.subplot_mosaic("aaabbbcccddd;eeeeffffgggg", figsize=(15, 7.6))
 for key, (name, values) in zip("abc", maps.items(), strict=True):
     values = np.asarray(values).reshape(60, 60).T / np.abs(values).max()
     image = axes[key].imshow(values, "RdBu_r", origin="lower", extent=(0, 1, 0, 1), vmin=-1, vmax=1)
@@ -335,3 +335,22 @@ for key in "efg":
 figure.tight_layout()
 Path(FIGURES).mkdir(parents=True, exist_ok=True)
 figure.savefig(Path(FIGURES) / "02_energy_natural_gradient.png", dpi=130)
+
+# %% [markdown]
+# ## What we claim
+#
+# In full size, over 8 random starts each: $G$ of the library is the Gram matrix of the definition, to rounding; on
+# `poisson2d` the natural gradient points at the solution (cosine above 0.999), and on `deep_ritz1d` along Newton's
+# function-space step. The damped method ends below 1e-5 from every start; the undamped one is left more than a thousand
+# times further away at its worst. Which starts fail, and how many, depends on rounding, so it will differ from machine
+# to machine.
+
+# %%
+worst = {name: np.max(errors[name]) for name in errors}
+assert max(mismatch.values()) < 1e-10
+assert min(cosines["natural gradient"]) > 0.999 and min(agreement) > 0.999
+assert min(cosines["gradient descent"]) < 0
+assert worst["damped"] < (1e-2 if REDUCED else 1e-5)
+assert worst["undamped"] > (10 if REDUCED else 1000) * worst["damped"]
+assert np.max(ritz_errors) < (1e-3 if REDUCED else 1e-6)
+assert table[0, 0] < 0.5 and table[0, 1] > 1e3  # the promise of an undamped step, and what it delivers

@@ -218,14 +218,19 @@ def test_errors_say_what_to_do():
 
 def test_extra_arguments_are_ignored_and_info_is_found_in_chains():
     params, loss = problem()
-    tx = optax.chain(so.levenberg_marquardt(), optax.identity())
-    value, grad = jax.value_and_grad(loss)(params)
-    updates, state = tx.update(grad, tx.init(params), params, value=value, grad=grad, value_fn=loss, anything=3)
-    assert so.info(state).evaluations == 1
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    injected = optax.inject_hyperparams(so.levenberg_marquardt)(init_damping=1e-2)
-    updates, _ = injected.update(grad, injected.init(params), params, value=value, grad=grad, value_fn=loss)
-    assert np.isfinite(optax.tree.norm(updates))
+
+    @jax.jit
+    def one(params):
+        value, grad = jax.value_and_grad(loss)(params)
+        given = dict(value=value, grad=grad, value_fn=loss, anything=3)
+        chain = optax.chain(so.levenberg_marquardt(), optax.identity())
+        injected = optax.inject_hyperparams(so.levenberg_marquardt)(init_damping=1e-2)
+        return [tx.update(grad, tx.init(params), params, **given) for tx in (chain, injected)]
+
+    for updates, state in one(params):
+        assert so.info(state).evaluations == 1
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        assert np.isfinite(optax.tree.norm(updates))
 
 
 def test_to_transformation_is_a_pytree_of_numbers():
