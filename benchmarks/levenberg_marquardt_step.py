@@ -27,6 +27,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
+import itertools
 import json
 import pathlib
 import time
@@ -149,7 +150,7 @@ class OptimistixStep:
 
     def __init__(self, loss, params, solver, jac):
         self.options = {"jac": jac}
-        # A solve that never ends by itself; `verbose=False` is the default.
+        # Zero tolerances: a solve that never ends by itself.
         self.method = optx.LevenbergMarquardt(rtol=0.0, atol=0.0, linear_solver=solver)
         self.loss = loss
         self.start = jax.jit(lambda loss, y: eqx.filter(self._fresh(loss, y)[1], eqx.is_array))(loss, params)
@@ -248,7 +249,7 @@ def measure(repeats):
     lm = times["levenberg_marquardt"]
     ladder = list(parts())
     differences = {ladder[0]: quartiles(times[ladder[0]])}
-    for before, after in zip(ladder[:-1], ladder[1:], strict=True):
+    for before, after in itertools.pairwise(ladder):
         differences[after] = quartiles(times[after] - times[before])
     differences["the rest"] = quartiles(lm - times[ladder[-1]])
     ratios = {
@@ -288,7 +289,8 @@ def main():
     print(f"{'CPU ms':<44} {'median':>8} {'quartiles':>18} {'first call s':>13} {'error of step':>14}")
     for name, row in result["cpu_ms"].items():
         error = result["relative_difference_of_the_step_from_QR"].get(name)
-        print(f"{name:<44} {_row(row)} {result['first_call_cpu_s'][name]:13.1f} {'' if error is None else f'{error:14.0e}'}")
+        error = "" if error is None else f"{error:14.0e}"
+        print(f"{name:<44} {_row(row)} {result['first_call_cpu_s'][name]:13.1f} {error}")
     print(f"{'optimistix QR, jac=bwd (three calls)':<44} {result['optimistix_backward_cpu_ms']:8.0f}")
     print("\nparts of one step (differences of the loops above)")
     for name, row in result["parts_cpu_ms"].items():

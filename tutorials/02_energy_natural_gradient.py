@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 2. The energy natural gradient: Newton's method in function space
 #
-# A network is a means; what we are after is a function $u$. So let us first ask which step we would like $u$ itself to
-# make, and only then how the parameters should move to follow it. The answer is a linear system for the parameters, the
-# *energy natural gradient* (arXiv:2302.13163). This page derives it, checks it against its definition, looks at the step
-# in function space, and shows why it needs damping.
+# A network is a means; what we are after is a function $u$. So let us first ask which step we would like $u$ itself
+# to make, and only then how the parameters should move to follow it. The answer is a linear system for the
+# parameters, the *energy natural gradient* (arXiv:2302.13163). This page derives it, checks it against its
+# definition, looks at the step in function space, and shows why it needs damping.
 #
 # ## The method in four lines
 #
@@ -12,24 +12,25 @@
 #
 # $$D^2E(u)[\delta, v] = -DE(u)[v] \quad \text{for all directions } v.$$
 #
-# With a network $u_\theta$, a change $d$ of the parameters moves the function by $\sum_j d_j\,\partial_j u_\theta$, where
-# $\partial_j u = \partial u_\theta / \partial\theta_j$. So we look for $\delta$ in the span of these functions and test
-# with them: $v = \partial_i u$. By the chain rule $DE(u)[\partial_i u] = \partial_i L$, with $L(\theta) = E(u_\theta)$:
+# With a network $u_\theta$, a change $d$ of the parameters moves the function by $\sum_j d_j\,\partial_j u_\theta$,
+# where $\partial_j u = \partial u_\theta / \partial\theta_j$. So we look for $\delta$ in the span of these
+# functions and test with them: $v = \partial_i u$. By the chain rule $DE(u)[\partial_i u] = \partial_i L$, with
+# $L(\theta) = E(u_\theta)$:
 #
 # $$G\,d = -\nabla L(\theta), \qquad G_{ij} = D^2E(u_\theta)[\partial_i u, \partial_j u].$$
 #
-# This is a Galerkin method: $\sum_j d_j\,\partial_j u$ is the projection of Newton's $\delta$ onto the functions that the
-# network can reach, orthogonal in the inner product $D^2E(u_\theta)$. If $E$ is quadratic, $\delta$ is the whole error,
-# $\delta = u^* - u$. For $E = \frac12\|R(u)\|^2$ one takes $\langle DR\,\partial_i u, DR\,\partial_j u\rangle$ for $G$:
-# **Gauss-Newton in function space** (arXiv:2402.07318), the same thing if $R$ is linear. In both cases $G = J^\top J$ for
-# the Jacobian $J$ of the bound objective. (It is not the Hessian of $L$: $L$ is not quadratic in $\theta$.)
+# This is a Galerkin method: $\sum_j d_j\,\partial_j u$ is the projection of Newton's $\delta$ onto the functions
+# that the network can reach, orthogonal in the inner product $D^2E(u_\theta)$. If $E$ is quadratic, $\delta$ is the
+# whole error, $\delta = u^* - u$. For $E = \frac12\|R(u)\|^2$ one takes
+# $\langle DR\,\partial_i u, DR\,\partial_j u\rangle$ for $G$: **Gauss-Newton in function space**
+# (arXiv:2402.07318), the same thing if $R$ is linear. In both cases $G = J^\top J$ for the Jacobian $J$ of the
+# bound objective. (It is not the Hessian of $L$: $L$ is not quadratic in $\theta$.)
 
 # %%
 import os
 import tempfile
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -49,14 +50,14 @@ FIGURES = os.environ.get("SCIML_OPT_FIGURES") or (tempfile.mkdtemp() if REDUCED 
 # %% [markdown]
 # ## Two energies
 #
-# *A PINN.* `poisson2d` is the problem of the first tutorial, $R(u) = (\Delta u + f,\ 10\,u|_{\partial\Omega})$. It is
-# linear in $u$, with means over the points in place of integrals:
+# *A PINN.* `poisson2d` with boundary weight 100 is the problem of the first tutorial, $R(u) = (\Delta u + f,\ 10\,u|_{\partial\Omega})$. It
+# is linear in $u$, with means over the points in place of integrals:
 #
 # $$G_{ij} = \frac1N \sum_x \Delta\partial_i u\; \Delta\partial_j u + \frac{100}{M} \sum_b \partial_i u\,\partial_j u.$$
 #
-# *A Deep Ritz energy.* `deep_ritz1d` minimises
-# $E(u) = \int_{-1}^{1} \frac12 u'^2 + \frac14 u^4 - f u \,dx$ (arXiv:2302.13163, after arXiv:1710.00211), whose minimiser
-# is $u^* = \cos \pi x$. Its second derivative depends on $u$:
+# *A Deep Ritz energy.* `deep_ritz1d` minimises $E(u) = \int_{-1}^{1} \frac12 u'^2 + \frac14 u^4 - f u \,dx$
+# (arXiv:2302.13163, after arXiv:1710.00211), whose minimiser is $u^* = \cos \pi x$. Its second derivative depends
+# on $u$:
 #
 # $$G_{ij} = \int_{-1}^{1} \partial_i u'\, \partial_j u' + 3u^2\, \partial_i u\, \partial_j u \;dx.$$
 #
@@ -65,7 +66,10 @@ FIGURES = os.environ.get("SCIML_OPT_FIGURES") or (tempfile.mkdtemp() if REDUCED 
 # %%
 poisson, ritz = problems.get("poisson2d"), problems.get("deep_ritz1d")
 poisson_batch, ritz_batch = poisson.batch(), ritz.batch()
-poisson_loss = poisson.objective.bind(poisson_batch)
+poisson_objective = so.Objective(
+    interior=poisson.objective.terms["interior"], boundary=so.Term(lambda u, x: u(x), weight=100.0)
+)
+poisson_loss = poisson_objective.bind(poisson_batch)
 ritz_loss = ritz.objective.bind(ritz_batch)
 
 
@@ -82,15 +86,14 @@ def tangent(u):
 # %% [markdown]
 # ## $G$ from its definition, and from the library
 #
-# By the definition, first $\partial_i u$ as a function of $x$, then its derivatives in $x$. The library never forms the
-# functions $\partial_i u$: it differentiates the residual, once a point. Both must agree to rounding.
+# By the definition, first $\partial_i u$ as a function of $x$, then its derivatives in $x$. The library never forms
+# the functions $\partial_i u$: it differentiates the residual, once a point. Both must agree to rounding.
 
 
 # %%
 @jax.jit
 def poisson_gram(u):
-    laplacian = lambda x: jnp.trace(jax.hessian(tangent(u))(x), axis1=-2, axis2=-1)  # noqa: E731
-    inside = jax.vmap(laplacian)(poisson_batch["interior"])
+    inside = jnp.trace(jax.vmap(jax.hessian(tangent(u)))(poisson_batch["interior"]), axis1=-2, axis2=-1)  # Laplacians
     edge = jax.vmap(tangent(u))(poisson_batch["boundary"])
     return inside.T @ inside / len(inside) + 100 * edge.T @ edge / len(edge)
 
@@ -108,16 +111,14 @@ for problem, loss, gram in ((poisson, poisson_loss, poisson_gram), (ritz, ritz_l
     u = problem.model(jax.random.key(0))
     definition, library = gram(u), linearize(loss, u).jacobian.gram()
     mismatch[problem.name] = float(jnp.max(jnp.abs(library - definition)) / jnp.max(jnp.abs(definition)))
-    print(
-        f"{problem.name:12} G is {library.shape[0]} x {library.shape[1]}, relative difference {mismatch[problem.name]:.0e}"
-    )
+    print(f"{problem.name:12} G of shape {library.shape}, relative difference {mismatch[problem.name]:.0e}")
 
 # %% [markdown]
 # ## The step, seen in function space
 #
-# Take a network at its random start. Any direction $d$ pushes the function by $\sum_j d_j\,\partial_j u$; we compare this
-# push with the error $u^* - u$ that ought to be removed. The cosine of the two, in $L^2$, tells whether they point the
-# same way. Only the shape of a push matters here, as a line search would choose its length.
+# Take a network at its random start. Any direction $d$ pushes the function by $\sum_j d_j\,\partial_j u$; we
+# compare this push with the error $u^* - u$ that ought to be removed. The cosine of the two, in $L^2$, tells
+# whether they point the same way. Only the shape of a push matters here, as a line search would choose its length.
 
 
 # %%
@@ -154,28 +155,26 @@ for name, values in cosines.items():
     print(f"    {name}:", " ".join(f"{value:.3f}" for value in values))
 
 # %% [markdown]
-# Gradient descent pushes the function $-\sum_j \partial_j L\,\partial_j u$. That does lower the loss, but its shape is an
-# accident of the parametrisation: from some starts it moves $u$ *away* from the solution in $L^2$ (a negative cosine). The
-# natural gradient points straight at the solution.
+# Gradient descent pushes the function $-\sum_j \partial_j L\,\partial_j u$. That does lower the loss, but its shape
+# is an accident of the parametrisation: from some starts it moves $u$ *away* from the solution in $L^2$ (a negative
+# cosine). The natural gradient points straight at the solution.
 #
-# For the nonlinear Deep Ritz energy Newton's step is no longer $u^* - u$. We compute it independently of any network, by
-# solving Newton's equation with polynomials of degree 40, and compare.
+# For the nonlinear Deep Ritz energy Newton's step is no longer $u^* - u$. We compute it independently of any
+# network, by solving Newton's equation with polynomials of degree 40, and compare.
 
 
 # %%
 def newton_step(u, degree=40):
     """delta with D^2E(u)[delta, v] = -DE(u)[v] for all polynomials v, as values on the test points."""
-    points, weights = (np.asarray(part) for part in ritz_batch["energy"])
+    points, weights = ritz_batch["energy"]
     x, legendre = points[:, 0], np.polynomial.legendre
     basis = legendre.legvander(x, degree)
     slopes = np.stack([legendre.legval(x, legendre.legder(c)) for c in np.eye(degree + 1)], axis=1)
-    value, slope = (
-        np.asarray(part) for part in jax.vmap(lambda p: jax.jvp(u, (p,), (jnp.ones(1),)))(ritz_batch["energy"][0])
-    )
+    value, slope = jax.vmap(u)(points), jax.vmap(so.partial(u, 0))(points)
     f = np.pi**2 * np.cos(np.pi * x) + np.cos(np.pi * x) ** 3
     second = slopes.T @ (weights[:, None] * slopes) + basis.T @ ((weights * 3 * value**2)[:, None] * basis)
     first = slopes.T @ (weights * slope) + basis.T @ (weights * (value**3 - f))
-    return legendre.legvander(np.asarray(line)[:, 0], degree) @ np.linalg.solve(second, -first)
+    return legendre.legvander(line[:, 0], degree) @ np.linalg.solve(second, -first)
 
 
 line = ritz.test_points()
@@ -195,11 +194,12 @@ print(f"           cosine of gradient descent with Newton's step (seed 0) {desce
 # %% [markdown]
 # ## Why it needs damping
 #
-# In function space the step is perfect. But the parameters have to carry it out, and the Gram matrix is nearly singular:
-# many $\partial_i u$ are almost linearly dependent. Then $d$ becomes huge, and $u_{\theta+d}$ has little to do with
-# $u_\theta + \sum_j d_j\,\partial_j u$. We measure it at the start that the published method uses, all weights and biases
-# from $\mathcal N(0, 0.1^2)$. For each damping $\lambda$ we compare the loss that the linearisation promises for the full
-# step with the loss at $\theta + d$, and with the best of $\theta + \eta d$ for $\eta = 1, \frac12, \frac14, \dots$
+# In function space the step is all that one could wish for. But the parameters have to carry it out, and the Gram
+# matrix is nearly singular: many $\partial_i u$ are almost linearly dependent. Then $d$ becomes huge, and
+# $u_{\theta+d}$ has little to do with $u_\theta + \sum_j d_j\,\partial_j u$. We measure it at the start that the
+# published method uses, all weights and biases from $\mathcal N(0, 0.1^2)$. For each damping $\lambda$ we compare
+# the loss that the linearisation promises for the full step with the loss at $\theta + d$, and with the best of
+# $\theta + \eta d$ for $\eta = 1, \frac12, \frac14, \dots$
 
 
 # %%
@@ -229,14 +229,16 @@ for row in range(0, len(dampings), max(1, len(dampings) // 6)):
     print("    {:.0e}:  {:.2e}  {:.2e}  {:.3f}".format(dampings[row], *table[row]))
 
 # %% [markdown]
-# A small damping promises to remove almost the whole loss and delivers a loss many orders of magnitude *larger*; a line
-# search then shortens a step of huge length until hardly anything is left of it. A large damping keeps its word, and
-# promises little. The right value changes along the way: `so.energy_natural_gradient` starts with a large $\lambda$,
-# divides it by ten while full steps succeed, and raises it when the line search has to shorten them.
+# A small damping promises to remove most of the loss and delivers a loss many orders of magnitude *larger*; a line
+# search then shortens a step of huge length until hardly anything is left of it. A large damping keeps its word,
+# and promises little. The right value changes along the way: `so.energy_natural_gradient` starts with a large
+# $\lambda$, divides it by ten while steps of length $\eta \ge \frac14$ succeed, and raises it when the line search
+# goes below $\frac1{20}$.
 #
-# The undamped method is one line of optax: precondition the gradient by $G^{-1}$, then search along the direction. (If
-# rounding makes $G$ indefinite, so that its Cholesky factorisation fails, the library adds the least multiple of the
-# identity that repairs it; that is all the damping there is.)
+# The undamped method is one line of optax: precondition the gradient by $G^{-1}$, then search along the direction.
+# (arXiv:2302.13163 solves by least squares and searches on a grid; here it is Cholesky and optax's zoom search.
+# Where rounding makes $G$ indefinite, the library adds $10 P \varepsilon \approx 3\cdot 10^{-13}$ of its largest
+# diagonal entry; that is all the damping there is.)
 
 # %%
 undamped = optax.chain(so.scale_by_gauss_newton(0.0), optax.scale(-1.0), optax.scale_by_zoom_linesearch(20))
@@ -245,7 +247,7 @@ methods = {"undamped": undamped, "damped": so.energy_natural_gradient()}
 runs = {
     name: so.fit(
         small_start,
-        poisson.objective,
+        poisson_objective,
         method,
         poisson_batch,
         steps=steps,
@@ -260,8 +262,8 @@ for name in runs:
     print(f"poisson2d, {name}: relative error after {steps} steps", " ".join(f"{e:.0e}" for e in np.sort(errors[name])))
 
 # %% [markdown]
-# From some starts the undamped method gets nowhere, from others it arrives late; the damped one arrives from all. Now the
-# Deep Ritz energy, with the same call: $G$ and the energy have changed, the optimizer has not.
+# From some starts the undamped method gets nowhere, from others it arrives late; the damped one arrives from all.
+# Now the Deep Ritz energy, with the same call: $G$ and the energy have changed, the optimizer has not.
 
 # %%
 ritz_steps = 150 if REDUCED else 300
@@ -278,7 +280,9 @@ ritz_runs = so.fit(
 ritz_errors = np.array([run.error for run in ritz_runs])
 exact_energy = -(np.pi**2) / 2 - 9 / 16
 print(f"deep_ritz1d: relative error after {ritz_steps} steps", " ".join(f"{e:.0e}" for e in np.sort(ritz_errors)))
-print(f"             energy - exact energy, at most {max(abs(run.loss - exact_energy) for run in ritz_runs):.0e}")
+print(
+    f"             difference to the exact energy at most {max(abs(run.loss - exact_energy) for run in ritz_runs):.0e}"
+)
 
 # %% [markdown]
 # ## The picture
@@ -293,7 +297,7 @@ for key, (name, values) in zip("abc", maps.items(), strict=True):
     axes[key].set_title(name, fontsize=11)
 axes["b"].set_xlabel(f"cosine with $u^* - u$: {cosines['gradient descent'][0]:.2f}")
 axes["c"].set_xlabel(f"cosine with $u^* - u$: {cosines['natural gradient'][0]:.4f}")
-axes["a"].set_xlabel("poisson2d, each scaled to maximum 1")
+axes["a"].set_xlabel("poisson2d; each scaled to maximum modulus 1")
 
 delta, natural, descent = curves
 axes["d"].plot(line[:, 0], delta, "k", lw=4, alpha=0.3, label="Newton's step")
@@ -341,9 +345,9 @@ figure.savefig(Path(FIGURES) / "02_energy_natural_gradient.png", dpi=130)
 #
 # In full size, over 8 random starts each: $G$ of the library is the Gram matrix of the definition, to rounding; on
 # `poisson2d` the natural gradient points at the solution (cosine above 0.999), and on `deep_ritz1d` along Newton's
-# function-space step. The damped method ends below 1e-5 from every start; the undamped one is left more than a thousand
-# times further away at its worst. Which starts fail, and how many, depends on rounding, so it will differ from machine
-# to machine.
+# function-space step. The damped method ends below 1e-5 from every start; the undamped one is left more than a
+# thousand times further away at its worst. Which starts fail, and how many, depends on rounding, so it will differ
+# from machine to machine.
 
 # %%
 worst = {name: np.max(errors[name]) for name in errors}

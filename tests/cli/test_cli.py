@@ -143,11 +143,13 @@ def test_save_and_resume_equal_an_uninterrupted_run(tmp_path):
         assert [report[key] for key in ("steps", "loss", "rel_l2")] == [
             whole[key] for key in ("steps", "loss", "rel_l2")
         ]
-    states = [np.load(file) for file in files]
-    for name in states[0].files:
-        if name.startswith("state"):
-            for other in states[1:]:
-                np.testing.assert_array_equal(states[0][name], other[name])
+    states = []
+    for file in files:
+        with np.load(file) as arrays:
+            states.append({name: arrays[name] for name in arrays.files if name.startswith("state")})
+    for name, whole_run in states[0].items():
+        for other in states[1:]:
+            np.testing.assert_array_equal(whole_run, other[name])
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_kill_9_and_resume(tmp_path):
     assert last.communicate() and last.returncode == 0
     assert whole.communicate() and whole.returncode == 0
     assert kills == 2 and first_step > 20  # it did not start anew
-    want, got = (np.load(tmp_path / f"{name}_result.npz") for name in ("whole", "killed"))
-    assert int(got["steps"]) == int(want["steps"]) == 600
-    for key in want.files:
-        np.testing.assert_array_equal(got[key], want[key], err_msg=key)
+    with np.load(tmp_path / "whole_result.npz") as want, np.load(tmp_path / "killed_result.npz") as got:
+        assert int(got["steps"]) == int(want["steps"]) == 600
+        for key in want.files:
+            np.testing.assert_array_equal(got[key], want[key], err_msg=key)
