@@ -127,9 +127,10 @@ for optimizer in (optax.adam(1e-2), optax.lbfgs(), so.levenberg_marquardt()):
 # ## The comparison
 #
 # `so.fit` is this loop compiled, with a history, a clock and a loop over random starts. To be fair to the slower
-# methods we give them more steps and more time, Adam a decaying step size (5e-3 to 0, better here than a constant
-# one) and L-BFGS a memory of 50. `history["seconds"]` counts the CPU time of this process without compilation, so
-# that other programs on the machine disturb it little. (On a GPU it is wall-clock time.)
+# methods we give them more steps and more time, Adam a decaying step size (from 5e-3 to 0; starting at 3e-3 or 3e-2
+# gave similar errors in our trials) and L-BFGS a memory of 50. `history["seconds"]` counts the CPU time of this
+# process without compilation, so that other programs on the machine disturb it little. (On a GPU it is wall-clock
+# time.)
 
 # %%
 adam_steps = 1_000 if REDUCED else 10_000
@@ -219,10 +220,10 @@ for name in ends:
     print(f"{name:21} half of the remaining loss lies where lambda_i / lambda_1 < {half[name]:.0e}")
 
 # %% [markdown]
-# What Adam leaves lies in directions about a million times flatter than the steepest. All of it is within reach of a
-# linear change of the weights (the shares add up to one): Adam sits not in a bad minimum but in a long, flat valley.
-# L-BFGS digs some decades deeper. Levenberg-Marquardt has cleared everything down to the last $\mu$ that it dared to
-# use; its remains lie at the edge of double precision.
+# What Adam leaves lies in directions about a million times flatter than the steepest. All of it is within reach of
+# a linear change of the weights (the shares add up to one): Adam sits not in a bad minimum but in a long, flat
+# valley. L-BFGS digs a decade or two deeper. Levenberg-Marquardt has cleared everything down to the last $\mu$ that
+# it dared to use; its remains lie at the edge of double precision.
 #
 # ## The picture
 

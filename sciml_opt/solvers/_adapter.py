@@ -123,7 +123,7 @@ def least_squares(
     """
     if not isinstance(loss, BoundObjective):
         raise TypeError(f"loss must be a bound objective, objective.bind(batch, ...), got {type(loss).__name__}.")
-    jax.eval_shape(loss.residual, params)  # raises for an energy, which has no residual
+    jax.eval_shape(lambda p: loss.residual(p), params)  # raises for an energy, which has no residual
     return optx.least_squares(
         _bound_residual,
         solver,
