@@ -108,7 +108,10 @@ class BoundObjective(eqx.Module):
         return jnp.concatenate([block.residual(params) for block in self._blocks(params).values()])
 
     def linearize(self, params: PyTree) -> Linearization:
-        """Value, gradient, whitened residual and structured Jacobian at `params`: see `Linearization`."""
+        """Value, gradient, whitened residual and structured Jacobian at `params`: see `Linearization`.
+
+        Call it under `jax.jit`, `jax.jit(lambda p: loss.linearize(p))(params)`; operation by operation it is slow.
+        """
         return linearize(list(self._blocks(params).values()), params)
 
     def _blocks(self, params: PyTree) -> dict[str, Block]:

@@ -131,7 +131,8 @@ def scale_by_gauss_newton(
 
     **Arguments:**
 
-    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number, or a schedule of the step.
+    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number, or a schedule of the step. With 0
+      a singular matrix is still damped at rounding level, by the ladder of the Cholesky factorisation.
     - `scaling`, `solve`: as in `levenberg_marquardt`.
 
     **Returns:** an optax transformation. A non-finite direction is replaced by zero.
