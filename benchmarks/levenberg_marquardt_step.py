@@ -12,6 +12,7 @@ Problem `poisson2d`: MLP 2-32-1 (129 parameters), 900 interior and 120 boundary 
   and the damped system is solved with that Jacobian. `jac="fwd"` with several linear solvers, direct and iterative: the
   work of an iterative one depends on the damping, hence on the state, and so does its error, the relative difference
   of its step from the one by QR. `jac="bwd"` (one reverse sweep a residual) is timed apart;
+- whole runs of 100 attempted steps of both, with the error that they reach: the iterative solvers at two tolerances;
 - the parts of our step, as differences between jitted loops of 50 that each do one thing more.
 
 Everything is measured once a repeat, in one order and then in the other; ratios are taken within each repeat, so that
@@ -280,6 +281,37 @@ def measure(repeats):
     }
 
 
+def whole_runs(steps=100):
+    """CPU ms a step over a run of `steps` attempted steps, and the relative L2 error that it reaches."""
+    problem = problems.get("poisson2d")
+    params, static = eqx.partition(problem.model(jax.random.key(0)), eqx.is_inexact_array)
+    loss = problem.objective.bind(problem.batch(), static=static)
+    tx, rows = so.levenberg_marquardt(), {}
+
+    @jax.jit
+    def ours(params):
+        return so.train(params, problem.objective, tx, problem.batch(), steps=steps, static=static).params
+
+    def residual(params, loss):
+        return loss.residual(params)
+
+    def theirs(linear_solver):
+        solver = optx.LevenbergMarquardt(rtol=0.0, atol=0.0, linear_solver=linear_solver)
+        return lambda params: (
+            optx.least_squares(residual, solver, params, args=loss, max_steps=steps, throw=False).value
+        )
+
+    runs = {"levenberg_marquardt": ours}
+    for tolerance in (1e-6, 1e-3):
+        runs[f"optimistix LSMR {tolerance:.0e}"] = theirs(lx.LSMR(tolerance, tolerance))
+        runs[f"optimistix Normal(CG {tolerance:.0e})"] = theirs(lx.Normal(lx.CG(tolerance, tolerance)))
+    for name, run in runs.items():
+        error = float(problem.error(eqx.combine(run(params), static)))  # the first call compiles
+        ms = [cpu_ms(lambda run=run: run(params), 1) / steps for _ in range(3)]
+        rows[name] = {"cpu_ms_a_step": quartiles(np.array(ms)), "error": error}
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="write the figures to this JSON file")
@@ -298,6 +330,10 @@ def main():
     print(f"\n{result['accepted_steps']} of the {STEPS} steps were accepted")
     for name, row in result["ratios"].items():
         print(f"{name:<44} {_row(row)}")
+    result["whole_runs"] = whole_runs()
+    print("\nruns of 100 attempted steps: CPU ms a step, and the error reached")
+    for name, row in result["whole_runs"].items():
+        print(f"{name:<44} {_row(row['cpu_ms_a_step'])} {row['error']:14.1e}")
     if args.out:
         args.out.write_text(json.dumps({"jax": jax.__version__, **result}, indent=2) + "\n")
 

@@ -2,7 +2,8 @@
 
 The same for all: MLP 2-32-1 (tanh, 129 parameters), the same fresh Glorot weights for each of the seeds 0-4, the same
 900 interior and 120 boundary points, the same weighting (mean square of the interior plus 4 times that of the
-boundary, as in arXiv:2302.13163; `--boundary-weight` sets another), float64, one core, the relative L2 error on the same 60 x 60 grid. No warm-up.
+boundary, as in arXiv:2302.13163; `--boundary-weight` sets another), float64, one core, the relative L2 error on the
+same 60 x 60 grid. No warm-up.
 
 **Clock.** Process CPU seconds of training alone: steps run in jitted chunks that also return the parameters after every
 step; the errors of these are evaluated after the clock was stopped, and the time of a step is interpolated inside its
