@@ -1,6 +1,7 @@
 """Checks of arguments: an error names the argument, what came and what is allowed."""
 
 import difflib
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,17 @@ def number(name: str, value: ArrayLike, *, above: float | None = None, at_least:
             raise ValueError(f"{name} must be at least {at_least}, got {value}.")
     dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace
+
+
+def count(name: str, value: Any) -> int:
+    """A positive integer, of Python or numpy."""
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.") from None
+    if result < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return result
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -15,5 +15,5 @@ class RESULTS(optx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     plateau = "The loss stopped decreasing."
     time_budget_spent = "The time budget was spent."
     stopped_by_callback = "A callback stopped the run."
-    interrupted = "The run was interrupted; the best iterate so far is returned."
+    interrupted = "The run was interrupted; its last iterate is returned."
     nonfinite_loss = "The loss became non-finite (inf or nan); the best finite iterate is returned."

@@ -14,6 +14,12 @@ def tree_dtype(tree: PyTree) -> jnp.dtype:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError("params has no array leaves: nothing to optimise.")
+    for leaf in leaves:
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"params must hold arrays only, got a {type(leaf).__name__}; for a model use "
+                "params, static = eqx.partition(model, eqx.is_inexact_array)."
+            )
     with jax.numpy_dtype_promotion("standard"):  # mixed leaves are meant, whatever the user's setting
         return functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
 

@@ -11,7 +11,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_import_stays_light():
-    code = "import sciml_opt, sys; print([m for m in ('matplotlib', 'scipy.stats', 'folx', 'tqdm') if m in sys.modules])"
+    code = (
+        "import sciml_opt, sys; print([m for m in ('matplotlib', 'scipy.stats', 'folx', 'tqdm') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

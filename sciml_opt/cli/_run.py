@@ -84,7 +84,7 @@ def summarize(job: Job, result: FitResult) -> dict[str, Any]:
         "steps": result.steps,
         "status": status_name(result.status),
         "loss": finite(result.loss),
-        "rel_l2": finite(float(eqx.filter_jit(job.problem.error)(result.model))),
+        "rel_l2": finite(result.error),
         "compile_seconds": round(result.compile_seconds, 4),
         "train_seconds": round(result.train_seconds, 4),
         "seconds_to": seconds_to(result.history),

@@ -56,6 +56,7 @@ def factorize(
     relative: bool = False,
     marquardt: bool = False,
     solve: Solve = "auto",
+    residual_form: bool = True,
 ) -> DampedSolve:
     """Factorise `J^T J + lambda D` by a damped Cholesky in the smaller of the two spaces.
 
@@ -66,6 +67,8 @@ def factorize(
     - `marquardt`: `D = diag(J^T J)`, floored at `1e-6` of its largest entry (in the dual form its mean over each leaf,
       which keeps the factored kernel); otherwise `D = I`.
     - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller one.
+    - `residual_form`: whether right-hand sides will be `J^T y`; if not, `"auto"` is primal, since Woodbury's identity
+      loses `eps / lambda` of its digits.
 
     **Returns:** a `DampedSolve`.
 
@@ -73,7 +76,7 @@ def factorize(
     """
     structure = jacobian.in_structure()
     count, size = jacobian.out_structure().shape[0], tree_size(structure)
-    dual = solve == "dual" or (solve == "auto" and count < size)
+    dual = solve == "dual" or (solve == "auto" and residual_form and count < size)
     scale = _scale(jacobian, marquardt, dual)
     dtype = jacobian.out_structure().dtype
     if relative:

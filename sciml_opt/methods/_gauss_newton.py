@@ -25,8 +25,11 @@ def gauss_newton_direction(
     lin: Linearization, damping: Scalar, marquardt: bool, solve: Solve
 ) -> tuple[PyTree, DampedSolve]:
     """`-(J^T J + lambda D)^-1 grad`, with lambda = `damping` times the largest diagonal entry of `D^-1 J^T J`."""
-    factor = factorize(lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve)
-    ascent = factor.from_gradient(lin.grad) if lin.residual is None else factor.from_residual(lin.residual)
+    residual = lin.residual
+    factor = factorize(
+        lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve, residual_form=residual is not None
+    )
+    ascent = factor.from_gradient(lin.grad) if residual is None else factor.from_residual(residual)
     return jax.tree.map(jnp.negative, ascent), factor
 
 

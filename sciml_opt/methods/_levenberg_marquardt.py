@@ -62,9 +62,11 @@ class LevenbergMarquardtMethod(AbstractMethod):
         dtype = state.damping.dtype
         norms = jnp.stack([jnp.max(leaf.astype(dtype)) for leaf in jax.tree.leaves(lin.jacobian.column_norms())])
         # Marquardt scaling makes the diagonal of D^-1 J^T J one; otherwise lambda starts relative to its maximum.
-        first = self.init_damping.astype(dtype) * (1 if self.marquardt else jnp.max(norms) ** 2)
-        damping = jnp.where(state.steps == 0, jnp.clip(first, 1e-18, 1e12), state.damping)
-        factor = factorize(lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve)
+        size = jnp.ones((), dtype) if self.marquardt else jnp.max(norms) ** 2
+        damping = jnp.where(state.steps == 0, self.init_damping.astype(dtype) * size, state.damping)
+        factor = factorize(
+            lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve, residual_form=lin.residual is not None
+        )
 
         def direction(y, g):
             step = factor.from_gradient(g) if y is None else factor.from_residual(y)
@@ -85,7 +87,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
         gain_ratio = (lin.value - trial) / predicted
         accepted = jnp.isfinite(trial) & (trial < lin.value)
         started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
-        new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted)
+        new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted, size)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
         info = StepInfo(
             loss=lin.value,

@@ -31,9 +31,9 @@ class StepInfo(NamedTuple):
 
     **Fields:** `loss` before the step; `trial_loss` at the point that was tried last; `accepted`, whether the
     parameters moved; `damping`, lambda as it was used; `gain_ratio`, actual over predicted decrease; `step_size` of the
-    line search; `step_norm` and `grad_norm`, Euclidean; `accelerated`, whether the geodesic correction was used;
-    `evaluations` of the loss at trial points; `rung` of the Cholesky ladder (0 Cholesky, 1 more damping,
-    2 eigenvalues); `clipped` negative eigenvalues of a non-convex outer function.
+    line search; `step_norm` (of the step that was tried) and `grad_norm`, Euclidean; `accelerated`, whether the
+    geodesic correction was used; `evaluations` of the loss at trial points; `rung` of the Cholesky ladder (0 Cholesky,
+    1 more damping, 2 eigenvalues); `clipped` negative eigenvalues of a non-convex outer function.
     """
 
     loss: Scalar
@@ -85,7 +85,7 @@ def line_search_step(
         damping=factor.damping,
         gain_ratio=(lin.value - found.value) / predicted,
         step_size=found.step_size,
-        step_norm=tree_norm(update),
+        step_norm=jnp.where(moved, found.step_size, 1) * tree_norm(direction),  # of the whole direction if it failed
         grad_norm=tree_norm(lin.grad),
         accelerated=jnp.zeros((), bool),
         evaluations=found.evaluations,

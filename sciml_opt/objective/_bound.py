@@ -120,13 +120,31 @@ class BoundObjective(eqx.Module):
         def cast(leaf):  # everything follows the dtype of the parameters
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
+        def whole(weight):  # weights may be integers
+            return weight.astype(dtype)
+
         blocks = {}
         for name, term in self._terms.items():
             inner = _PointFunction(term.inner, self._static_arrays, self._static, self._where, term.count)
-            weights = jnp.full((term.count,), 1 / term.count, dtype) if term.weights is None else cast(term.weights)
-            outer = half_squared_norm if term.outer is None else term.outer
-            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * cast(term.weight))
+            weights = jnp.full((term.count,), 1 / term.count, dtype) if term.weights is None else whole(term.weights)
+            outer = half_squared_norm if term.outer is None else _Outer(term.outer)
+            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * whole(term.weight))
         return blocks
+
+
+class _Outer(eqx.Module):
+    """The user's outer function, checked."""
+
+    ell: PointMap
+
+    def __call__(self, z: Float[Array, " m"], point: PyTree) -> Scalar:
+        value = jnp.asarray(self.ell(z, point))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"The outer function of term {self.ell.term!r} must return one real number for z of shape {z.shape} "
+                f"(a scalar z arrives as (1,)); it returned {value.dtype}{list(value.shape)}. Sum over components."
+            )
+        return value.astype(z.dtype)
 
 
 class _PointFunction(eqx.Module):
@@ -161,7 +179,7 @@ def _evaluate(statics, inner_arrays, static_arrays, params, point):
             f"{jax.tree.map(jnp.shape, point)} (no batch axis); it is batched for you."
         )
         raise
-    return _check_output(z, term, count, inner, model, point)
+    return _check_output(z, term, count, inner, model, point).astype(tree_dtype(params))
 
 
 # One jitted function for all: value, gradient, linearization and trial share one trace of the user's code.
@@ -190,13 +208,13 @@ def _check_output(z, term: str, count: int, inner, model, point) -> Float[Array,
 
 def _depends_on_number_of_points(size: int, count: int, inner, model, point) -> bool:
     """Whether the output is a stacked residual: it ignores its own point, or it grows with a batch inside the point."""
-    if size == count:
+    if size == count and count > 1:
         closed = jax.make_jaxpr(lambda x: inner(model, x))(point)
         used = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
         if not any(id(v) in used for v in closed.jaxpr.invars):
             return True
     leaves = [leaf for leaf in jax.tree.leaves(point) if jnp.ndim(leaf) >= 2 and leaf.shape[0] == size]
-    if not leaves:
+    if count > 1 or not leaves:  # a batch inside the point shows as a single "point"; many of them are fields
         return False
 
     def longer(leaf):

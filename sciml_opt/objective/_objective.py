@@ -43,6 +43,9 @@ class Term(eqx.Module):
       `0.5 |z|^2` is least squares. Deep Ritz energies pass a density.
     - `weight`: `w`, a non-negative number.
 
+    Numbers that change belong to the model, the point, or an `eqx.Module` residual with array fields: as with
+    `jax.jit`, a global that a plain function reads is frozen when it is first traced.
+
     **Example:**
 
     ```python
@@ -131,7 +134,7 @@ class Objective(eqx.Module):
         _check_keys(batch, self.terms)
         _check_stateless(static)
         bound = {}
-        for name, term in self.terms.items():
+        for name, term in sorted(self.terms.items()):  # the order that a dict has behind a jit boundary
             entry = batch[name]
             points, weights = entry if isinstance(entry, Weighted) else (entry, None)
             points = jax.tree.map(jnp.asarray, points)
@@ -172,6 +175,8 @@ def _count(name: str, points: PyTree, weights: ArrayLike | None) -> int:
         leaves = [*leaves, ((jax.tree_util.GetAttrKey("weights"),), weights)]
         if np.ndim(weights) != 1:
             raise ValueError(f"batch[{name!r}].weights must have shape (N,), got {np.shape(weights)}.")
+        if not isinstance(weights, jax.core.Tracer) and np.any(np.asarray(weights) < 0):
+            raise ValueError(f"batch[{name!r}].weights must not be negative; the least is {np.min(weights)}.")
     for path, leaf in leaves:
         where = f"batch[{name!r}]{jax.tree_util.keystr(path)}"
         if np.ndim(leaf) == 0:

@@ -43,8 +43,8 @@ class _ResidualFunction(eqx.Module):
         residual = self.residual(params)
         reverse = residual.size < tree_size(params)
         jacobian = (jax.jacrev if reverse else jax.jacfwd)(self.residual)(params)
-        columns = jnp.concatenate([leaf.reshape(residual.size, -1).T for leaf in jax.tree.leaves(jacobian)])
-        operator = StructuredJacobian(columns.astype(residual.dtype), tree_structure(params))
+        leaves = [leaf.astype(residual.dtype).reshape(residual.size, -1).T for leaf in jax.tree.leaves(jacobian)]
+        operator = StructuredJacobian(jnp.concatenate(leaves), tree_structure(params))
         return Linearization(
             0.5 * jnp.sum(residual**2), operator.rmv(residual), residual, operator, jnp.zeros((), jnp.int32)
         )
@@ -53,8 +53,9 @@ class _ResidualFunction(eqx.Module):
 class MethodSolver(optx.AbstractLeastSquaresSolver):
     """A method as an optimistix least-squares solver.
 
-    It stops when an accepted step changes neither the parameters nor the loss beyond
-    `atol + rtol * size` (in `norm`), and with `RESULTS.nonfinite` on a non-finite start.
+    It stops when a step, accepted or not, would change neither the parameters (Euclidean norm of the step against
+    `norm` of the parameters) nor the loss beyond `atol + rtol * size`, and with `RESULTS.nonfinite` on a non-finite
+    start.
 
     **Arguments:** `rtol`, `atol`, `norm` as in optimistix, kept as arrays so that another tolerance does not retrace;
     subclasses add the numbers of their method.
@@ -78,10 +79,10 @@ class MethodSolver(optx.AbstractLeastSquaresSolver):
         new_y, info = tree_add(y, update), method_state.info
         dtype = tree_dtype(y)
         rtol, atol = self.rtol.astype(dtype), self.atol.astype(dtype)
-        settled = (self.norm(update) <= atol + rtol * self.norm(y)) & (
-            info.loss - info.trial_loss <= atol + rtol * jnp.abs(info.loss)
-        )
-        terminate = (info.accepted & settled) | (info.grad_norm == 0)
+        # A rejected trial counts as well: at rounding level no step decreases the loss any more.
+        change = jnp.abs(info.loss - info.trial_loss)
+        settled = (info.step_norm <= atol + rtol * self.norm(y)) & (change <= atol + rtol * jnp.abs(info.loss))
+        terminate = settled | (info.grad_norm == 0)
         result = optx.RESULTS.where(jnp.isfinite(info.loss), optx.RESULTS.successful, optx.RESULTS.nonfinite)
         return new_y, _SolverState(method_state, info, terminate, result), fn(new_y, args)[1]
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 FORMAT = 1
 
@@ -18,14 +18,14 @@ FORMAT = 1
 def save_checkpoint(path: str | os.PathLike, arrays: PyTree, history: dict[str, np.ndarray], header: dict) -> None:
     """Write atomically: a run killed at any moment leaves the old file or the new one, never half of one."""
     path = Path(path)
-    leaves = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+    leaves = {_name(key): np.asarray(_raw(leaf)) for key, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
     content = {f"state{key}": leaf for key, leaf in leaves.items()} | {f"history/{k}": v for k, v in history.items()}
     content["header"] = np.asarray(json.dumps(header | {"format": FORMAT}))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **content)
+            np.savez(file, **content)  # pyright: ignore[reportArgumentType]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,12 +53,13 @@ def load_checkpoint(path: str | os.PathLike, like: PyTree) -> tuple[PyTree, dict
         odd = sorted(set(expected) ^ set(stored))[:3]
         raise ValueError(f"{path} belongs to another model or optimizer: the entries {odd} do not match.")
     for key, leaf in expected.items():
-        if stored[key].shape != leaf.shape or stored[key].dtype != leaf.dtype:
+        raw = _raw(leaf)
+        if stored[key].shape != raw.shape or stored[key].dtype != raw.dtype:
             raise ValueError(
                 f"{path} belongs to another run: {key} is {stored[key].dtype}{stored[key].shape} there and "
-                f"{leaf.dtype}{leaf.shape} here."
+                f"{raw.dtype}{raw.shape} here."
             )
-    return jax.tree.unflatten(treedef, [jnp.asarray(stored[_name(key)]) for key, _ in paths]), history
+    return jax.tree.unflatten(treedef, [_like(stored[_name(key)], leaf) for key, leaf in paths]), history
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -71,6 +72,21 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}.")
     return content, header
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(stored: np.ndarray, leaf: Any) -> Array:
+    """Stored numbers as an array, or as random keys where `leaf` is one."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(stored)
 
 
 def _name(path: tuple) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._check import count
 from .._results import RESULTS
 from ..objective import Objective
 from ._checkpoint import load_checkpoint, read_header, save_checkpoint
@@ -55,7 +56,7 @@ class FitResult(NamedTuple):
 
     - `model`: the last iterate, or the best finite one if the run became non-finite.
     - `best_model`, `best_loss`: the finite iterate of lowest loss.
-    - `loss`, `error`: of the last iterate (`error` is NaN without a metric).
+    - `loss` of the last iterate; `error` of `model` (NaN without a metric).
     - `status`: a `RESULTS` code; `RESULTS[status]` is its text.
     - `steps`: steps made.
     - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term, `error` (after
@@ -130,7 +131,7 @@ def fit(
     phases = _phases(optimizer, steps)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=FILE, the file to continue from.")
-    options = dict(where=where, metric=metric, metric_every=metric_every)
+    options = dict(where=where, metric=metric, metric_every=metric_every, until=until or Stop())
     host = _Host(until or Stop(), callback, checkpoint, checkpoint_every, progress)
     if seeds is None:
         return host.fit(model, objective, phases, data, key, resume, options)
@@ -141,7 +142,8 @@ def fit(
     keys = [jax.random.key(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
     results = []
     for key in keys:
-        results.append(host.fit(model(key), objective, phases, data, key, False, options))
+        sampling = jax.random.fold_in(key, 0)  # another stream than that of the model
+        results.append(host.fit(model(key), objective, phases, data, sampling, False, options))
         if bool(results[-1].status == RESULTS.interrupted):
             break
     return results
@@ -163,7 +165,7 @@ class _Host:
         self.index, self.state = 0, runs[0].init(params, key)
         if resume and Path(self.checkpoint).exists():
             self.index, self.state = self._load(runs, params, key)
-        self.last, self.loss = self.state, jnp.asarray(jnp.nan)
+        self.last, self.loss, self.error = self.state, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         ends = list(itertools.accumulate(phase.steps for phase in phases))
         try:
             status = self._phase(runs[self.index], phases[self.index], ends[self.index])
@@ -183,7 +185,7 @@ class _Host:
             best_model=eqx.combine(last.best_params, static),
             best_loss=float(last.best_loss),
             loss=float(self.loss),
-            error=self.record.error,
+            error=float(self.error),
             status=status,
             steps=int(last.step),
             history=self.record.arrays(),
@@ -202,7 +204,9 @@ class _Host:
         while True:
             wall, seconds, first = time.perf_counter(), _clock(), int(self.state.step)
             limit = jnp.int32(min(first + length, end))
-            self.state, records, self.last, self.loss = _chunk(run, self.state, self.until, phase_until, limit)
+            self.state, records, self.last, self.loss, self.error = _chunk(
+                run, self.state, self.until, phase_until, limit
+            )
             wall, seconds = time.perf_counter() - wall, _clock() - seconds
             step = int(self.state.step)
             record.add(records, step - first, self.index, wall, seconds)
@@ -218,10 +222,11 @@ class _Host:
             elif record.wall - begin >= phase_until.seconds:
                 verdict = RESULTS.phase_done
             now = Progress(
-                step, self.total, self.index, float(self.loss), record.error, record.seconds, self.state.params
+                step, self.total, self.index, float(self.loss), float(self.error), record.seconds, self.state.params
             )
             self.meter.show(now)
-            if self.callback is not None and self.callback(now) and bool(verdict == RESULTS.successful):
+            going_on = bool((verdict == RESULTS.successful) | (verdict == RESULTS.phase_done))
+            if self.callback is not None and self.callback(now) and going_on:
                 verdict = RESULTS.stopped_by_callback
             over = bool(verdict != RESULTS.successful)
             if over or time.perf_counter() - saved >= self.checkpoint_every:
@@ -244,7 +249,8 @@ class _Host:
         state, history = load_checkpoint(self.checkpoint, like)
         self.record = Record.restore(header, history)
         until = self.until  # the run goes on if what stopped it no longer holds: a stricter target, more patience
-        holds = (state.best_loss <= until.loss) | (self.record.error <= until.error) | (state.stalled >= until.plateau)
+        error = np.fmin.reduce(history["error"], initial=np.inf) if history else np.inf
+        holds = (state.best_loss <= until.loss) | (error <= until.error) | (state.stalled >= until.plateau)
         stopped = (state.result == RESULTS.target_reached) | (state.result == RESULTS.plateau)
         running: Any = RESULTS.successful
         return index, state._replace(result=RESULTS.where(stopped & ~holds, running, state.result))
@@ -262,8 +268,7 @@ def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
             raise ValueError("steps is needed: fit(..., steps=500).")
         phases = [Phase(optimizer, steps)]
     for phase in phases:
-        if not isinstance(phase.steps, int) or phase.steps < 1:
-            raise ValueError(f"steps must be a positive integer, got {phase.steps!r}.")
+        count("steps", phase.steps)
     return phases
 
 
@@ -277,7 +282,8 @@ def _enter(run: Run, state: TrainState) -> TrainState:
 def _compiled_chunk(run: Run, state: TrainState, until: Stop, phase_until: Stop, limit: Array):
     state, records = run.scan(state, until, phase_until, limit, CHUNK)
     loss, last = run.finish(state)
-    return state, records, last, loss
+    error = run.error(run.final_params(last), loss.dtype)
+    return state, records, last, loss, error
 
 
 def _chunk(*args):

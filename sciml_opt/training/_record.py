@@ -1,6 +1,5 @@
 """The history of a run, step by step, as numpy arrays."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ class Record:
 
     def __init__(self):
         self.chunks: list[dict[str, np.ndarray]] = []
-        self.error = math.nan  # of the last evaluation
         self.seconds = self.wall = self.compile_seconds = 0.0
 
     def add(self, records: dict[str, Any], done: int, phase: int, wall: float, seconds: float) -> None:
@@ -26,9 +24,6 @@ class Record:
         self.chunks.append(chunk)
         self.seconds += seconds
         self.wall += wall
-        evaluated = chunk["error"][~np.isnan(chunk["error"])]
-        if evaluated.size:
-            self.error = float(evaluated[-1])
 
     def arrays(self) -> dict[str, np.ndarray]:
         names = dict.fromkeys(name for chunk in self.chunks for name in chunk)
@@ -47,8 +42,5 @@ class Record:
         record = cls()
         record.seconds, record.wall = header["seconds"], header["wall"]
         record.compile_seconds = header["compile_seconds"]
-        if history:
-            record.chunks = [history]
-            evaluated = history["error"][~np.isnan(history["error"])]
-            record.error = float(evaluated[-1]) if evaluated.size else math.nan
+        record.chunks = [history] if history else []
         return record

@@ -11,14 +11,16 @@ from jaxtyping import PyTree, Scalar
 
 from ..objective import BoundObjective
 from ..solvers import MethodSolver
-from ..transforms import to_transformation
 
 
 class OptaxStepper(eqx.Module):
     """Steps by optax's own protocol: `tx.update(grad, state, params, value=..., grad=..., value_fn=loss)`."""
 
     optimizer: optax.GradientTransformationExtraArgs
-    fixed_batch: bool = eqx.field(static=True, default=False)
+
+    @property
+    def fixed_batch(self) -> bool:
+        return False
 
     def init(self, loss: BoundObjective, params: PyTree) -> Any:
         del loss
@@ -31,10 +33,16 @@ class OptaxStepper(eqx.Module):
 
 
 class OptimistixStepper(eqx.Module):
-    """Steps of an optimistix solver on one fixed batch; its state travels as arrays, the rest is rebuilt each trace."""
+    """Steps of an optimistix solver, until it stops; its state travels as arrays, the rest is rebuilt each trace."""
 
     optimizer: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
-    fixed_batch: bool = eqx.field(static=True, default=True)
+
+    @property
+    def fixed_batch(self) -> bool:  # stock solvers compare losses across steps; a step of ours is self-contained
+        return not isinstance(self.optimizer, MethodSolver)
+
+    def _options(self, loss: BoundObjective) -> dict[str, Any]:
+        return {"objective": loss} if isinstance(self.optimizer, MethodSolver) else {}
 
     def _setup(self, loss: BoundObjective, params: PyTree):
         minimise = isinstance(self.optimizer, optx.AbstractMinimiser)
@@ -44,7 +52,7 @@ class OptimistixStepper(eqx.Module):
 
         out = jax.eval_shape(lambda y: fn(y, None)[0], params)
         fn = eqx.filter_closure_convert(fn, params, None)
-        return fn, self.optimizer.init(fn, params, None, {}, out, None, frozenset())
+        return fn, self.optimizer.init(fn, params, None, self._options(loss), out, None, frozenset())
 
     def init(self, loss: BoundObjective, params: PyTree) -> Any:
         # Traced like the step: the jaxprs inside some states number their constants by what is a tracer.
@@ -54,15 +62,14 @@ class OptimistixStepper(eqx.Module):
         del value, grad
         fn, fresh = self._setup(loss, params)
         full = eqx.combine(state, eqx.filter(fresh, eqx.is_array, inverse=True))
-        new_params, full, _ = self.optimizer.step(fn, params, None, {}, full, frozenset())
-        done, result = self.optimizer.terminate(fn, new_params, None, {}, full, frozenset())
+        options = self._options(loss)
+        new_params, full, _ = self.optimizer.step(fn, params, None, options, full, frozenset())
+        done, result = self.optimizer.terminate(fn, new_params, None, options, full, frozenset())
         return new_params, eqx.filter(full, eqx.is_array), done | (result != optx.RESULTS.successful)
 
 
 def make_stepper(optimizer: Any) -> OptaxStepper | OptimistixStepper:
-    """Recognise an optimizer; our optimistix solvers step through their method, any other through its own `step`."""
-    if isinstance(optimizer, MethodSolver):
-        return OptaxStepper(to_transformation(optimizer.method))
+    """Recognise an optimizer."""
     if isinstance(optimizer, optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser):
         return OptimistixStepper(optimizer)
     if isinstance(optimizer, optax.GradientTransformation):

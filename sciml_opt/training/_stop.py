@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from .._check import number
+from .._check import count, number
 
 
 class Stop(eqx.Module):
@@ -34,9 +34,8 @@ class Stop(eqx.Module):
         plateau: int | None = None,
         seconds: ArrayLike | None = None,
     ):
+        self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss, at_least=-jnp.inf)
+        self.error = number("Stop(error=...)", -jnp.inf if error is None else error, at_least=-jnp.inf)
         never = jnp.iinfo(jnp.int32).max
-        self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss)
-        self.error = number("Stop(error=...)", -jnp.inf if error is None else error)
-        steps = number("Stop(plateau=...)", never if plateau is None else plateau, above=0)
-        self.plateau = steps.astype(jnp.int32) if plateau is not None else jnp.int32(never)
+        self.plateau = jnp.int32(never if plateau is None else count("Stop(plateau=...)", plateau))
         self.seconds = number("Stop(seconds=...)", jnp.inf if seconds is None else seconds, above=0)

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
+from .._check import count
 from .._results import RESULTS
 from .._tree import tree_all_finite, tree_dtype, tree_where
 from ..objective import BoundObjective, Objective
@@ -24,7 +26,7 @@ class TrainState(NamedTuple):
 
     params: PyTree
     optimizer: PyTree
-    key: Array  # key data; step k uses fold_in(key, k)
+    key: Array  # step k uses fold_in(key, k)
     step: Int[Array, ""]
     # the finite iterate of lowest loss so far
     best_params: PyTree
@@ -100,9 +102,12 @@ def train(
     result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=300, static=static))(params)
     ```
     """
-    run = Run.build(objective, optimizer, data, static=static, where=where, metric=metric, metric_every=metric_every)
+    until, steps = until or Stop(), count("steps", steps)
+    run = Run.build(
+        objective, optimizer, data, static=static, where=where, metric=metric, metric_every=metric_every, until=until
+    )
     state = run.init(params, key)
-    state, history = run.scan(state, until or Stop(), Stop(), jnp.int32(steps), steps)
+    state, history = run.scan(state, until, Stop(), jnp.int32(steps), steps)
     loss, state = run.finish(state)
     result = RESULTS.where(state.result == RESULTS.successful, RESULTS.steps_done, state.result)
     return TrainResult(
@@ -128,7 +133,7 @@ class Run(eqx.Module):
     metric_every: Int[Array, ""]
 
     @classmethod
-    def build(cls, objective, optimizer, data, *, static, where, metric, metric_every) -> "Run":
+    def build(cls, objective, optimizer, data, *, static, where, metric, metric_every, until) -> "Run":
         stepper = make_stepper(optimizer)
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective of Terms, got {type(objective).__name__}.")
@@ -137,28 +142,30 @@ class Run(eqx.Module):
                 "An optimistix solver compares losses across steps, so it needs one fixed batch; data is a sampler. "
                 "Use an optax transformation for fresh points each step."
             )
+        if metric is None and not isinstance(until.error, jax.core.Tracer) and until.error > -jnp.inf:
+            raise ValueError("Stop(error=...) needs a metric: metric=model -> error.")
         if not callable(data):
             data = jax.tree.map(jnp.asarray, data)
-        return cls(objective, stepper, data, static, where, metric, jnp.asarray(metric_every, jnp.int32))
+        every = jnp.asarray(count("metric_every", metric_every), jnp.int32)
+        return cls(objective, stepper, data, static, where, metric, every)
 
-    def bind(self, key_data: Array, step: Int[Array, ""]) -> BoundObjective:
+    def bind(self, key: Array, step: Int[Array, ""]) -> BoundObjective:
         batch: Any = self.data
         if callable(batch):
-            batch = batch(jax.random.fold_in(jax.random.wrap_key_data(key_data), step))
+            batch = batch(jax.random.fold_in(key, step))
         return self.objective.bind(batch, self.static, where=self.where)
 
     def init(self, params: PyTree, key: Array | None) -> TrainState:
         if key is None and callable(self.data):
             raise ValueError("key is needed: data is a sampler, which draws points from it.")
         key = jax.random.key(0) if key is None else key
-        key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         running: Any = RESULTS.successful
         infinity = jnp.full((), jnp.inf, tree_dtype(params))
-        loss = self.bind(key_data, jnp.int32(0))
+        loss = self.bind(key, jnp.int32(0))
         return TrainState(
             params=params,
             optimizer=self.stepper.init(loss, params),
-            key=key_data,
+            key=key,
             step=jnp.int32(0),
             best_params=params,
             best_loss=infinity,
@@ -172,22 +179,26 @@ class Run(eqx.Module):
     ) -> tuple[TrainState, dict[str, Any]]:
         """At most `length` steps, up to step number `limit` or until a stop; the remaining ones do nothing."""
 
-        def step(state: TrainState):
-            return self.step(state, until, phase_until)
+        first = state.step  # the same for all lanes of a vmap, so that the metric stays a branch
+
+        def step(state: TrainState, number: Int[Array, ""]):
+            return self.step(state, until, phase_until, first + number + 1)
 
         skipped = jax.tree.map(
             lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype),
-            jax.eval_shape(step, state)[1],
+            jax.eval_shape(step, state, first)[1],
         )
 
-        def body(state: TrainState, _):
+        def body(state: TrainState, number: Int[Array, ""]):
             active = (state.step < limit) & (state.result == RESULTS.successful)
-            return lax.cond(active, step, lambda s: (s, skipped), state)
+            return lax.cond(active, step, lambda s, _: (s, skipped), state, number)
 
-        return lax.scan(body, state, None, length=length)
+        return lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
 
-    def step(self, state: TrainState, until: Stop, phase_until: Stop) -> tuple[TrainState, dict[str, Any]]:
-        """One step and its record. `until` ends the run, `phase_until` only the phase (`RESULTS.phase_done`)."""
+    def step(
+        self, state: TrainState, until: Stop, phase_until: Stop, number: Int[Array, ""]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Step number `number` and its record. `until` ends the run, `phase_until` only the phase."""
         loss = self.bind(state.key, state.step)
         dtype = state.best_loss.dtype
 
@@ -197,12 +208,19 @@ class Run(eqx.Module):
 
         (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
         params, optimizer, converged = self.stepper.step(loss, state.params, state.optimizer, value, grad)
+        if self.where is not None:  # weight decay would move what is frozen
+            params = eqx.combine(eqx.filter(params, self.where), state.params)
         finite = jnp.isfinite(value)
         reached = value <= until.loss.astype(dtype)  # the loss of these very parameters: they are kept
         params = tree_where(finite & ~reached, params, state.params)
 
         state = _track(state, value)
-        error = self.error(params, state.step + 1, dtype)
+        error = lax.cond(
+            number % self.metric_every == 0,
+            lambda p: self.error(p, dtype),
+            lambda _: jnp.full((), jnp.nan, dtype),
+            params,
+        )
         left = (value <= phase_until.loss.astype(dtype)) | (error <= phase_until.error.astype(dtype))
         left = left | (state.stalled >= phase_until.plateau) | converged
         result = RESULTS.where(left, RESULTS.phase_done, state.result)
@@ -213,16 +231,13 @@ class Run(eqx.Module):
         state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
         return state, {"loss": value, "terms": terms, "error": error, "info": info}
 
-    def error(self, params: PyTree, step: Int[Array, ""], dtype) -> Scalar:
-        nan = jnp.full((), jnp.nan, dtype)
+    def error(self, params: PyTree, dtype) -> Scalar:
         if self.metric is None:
-            return nan
-        metric = self.metric
-
-        def evaluate(params):
-            return jnp.asarray(metric(eqx.combine(params, self.static))).astype(dtype)
-
-        return lax.cond(step % self.metric_every == 0, evaluate, lambda _: nan, params)
+            return jnp.full((), jnp.nan, dtype)
+        error = jnp.asarray(self.metric(eqx.combine(params, self.static)))
+        if error.shape != ():
+            raise ValueError(f"metric must return one number, got shape {error.shape}.")
+        return error.astype(dtype)
 
     def finish(self, state: TrainState) -> tuple[Scalar, TrainState]:
         """Evaluate the last iterate, which no step has seen yet."""

@@ -34,7 +34,7 @@ def _init(method: AbstractMethod, params: PyTree) -> Any:
     return method.init(params)
 
 
-def _update(method: AbstractMethod, updates, state, params=None, *, grad, value_fn, value=None, **extra_args):
+def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
     del value, extra_args
     loss = bound_objective(value_fn, params)
     if not is_gradient(updates, grad):
@@ -52,8 +52,9 @@ def bound_objective(value_fn: Any, params: PyTree) -> BoundObjective:
     if not isinstance(value_fn, BoundObjective):
         raise TypeError(
             "Curvature methods need the structure of the loss: value_fn must be a bound objective, "
-            f"objective.bind(batch, static=static), got {type(value_fn).__name__}. Inside optimistix.OptaxMinimiser "
-            "there is none: use so.LevenbergMarquardt or so.GaussNewton there."
+            f"objective.bind(batch, static=static), got {type(value_fn).__name__}. The call is "
+            "tx.update(grad, state, params, value=value, grad=grad, value_fn=loss). Inside optimistix.OptaxMinimiser "
+            "there is no bound objective: use so.LevenbergMarquardt or so.GaussNewton there."
         )
     if params is None:
         raise ValueError("update(params=...) is needed: tx.update(grad, state, params, ..., value_fn=loss).")

@@ -38,7 +38,8 @@ def levenberg_marquardt(
     - `geodesic`: add the second-order correction `a/2`, with `r_vv` the second derivative of the residual along `v`.
     - `acceleration_limit`: it is used while `|a| <= limit |v|` (norms of `D`).
     - `scaling`: `D = I`, or `D = diag(J^T J)` (in the dual form its mean over each leaf).
-    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller.
+    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller (primal for energies, whose dual form
+      loses digits as lambda falls).
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
@@ -131,8 +132,8 @@ def scale_by_gauss_newton(
 
     **Arguments:**
 
-    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number, or a schedule of the step. With 0
-      a singular matrix is still damped at rounding level, by the ladder of the Cholesky factorisation.
+    - `damping`: lambda relative to the largest diagonal entry of `D^-1 J^T J`; a number, or a schedule of the step.
+      With 0 a singular matrix is still damped at rounding level, by the ladder of the Cholesky factorisation.
     - `scaling`, `solve`: as in `levenberg_marquardt`.
 
     **Returns:** an optax transformation. A non-finite direction is replaced by zero.
@@ -176,17 +177,20 @@ def _init(preconditioner: _GaussNewtonPreconditioner, params: PyTree) -> ScaleBy
     return ScaleByGaussNewtonState(jnp.int32(0), StepInfo.empty(params))
 
 
-def _update(preconditioner, updates, state, params=None, *, grad, value_fn, value=None, **extra_args: Any):
+def _update(preconditioner, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args: Any):
     del value, extra_args
     lin = bound_objective(value_fn, params).linearize(params)
     damping = jnp.asarray(preconditioner.damping(state.steps)).astype(tree_dtype(params))
+    residual = lin.residual if is_gradient(updates, grad) else None
     factor = factorize(
-        lin.jacobian, damping, relative=True, marquardt=preconditioner.marquardt, solve=preconditioner.solve
+        lin.jacobian,
+        damping,
+        relative=True,
+        marquardt=preconditioner.marquardt,
+        solve=preconditioner.solve,
+        residual_form=residual is not None,
     )
-    if is_gradient(updates, grad):
-        direction = factor.from_gradient(lin.grad) if lin.residual is None else factor.from_residual(lin.residual)
-    else:
-        direction = factor.from_gradient(updates)
+    direction = factor.from_gradient(updates) if residual is None else factor.from_residual(residual)
     usable = tree_all_finite(direction)
     direction = tree_where(usable, direction, jax.tree.map(jnp.zeros_like, direction))
     info = StepInfo.empty(params)._replace(

@@ -162,6 +162,35 @@ def test_everything_follows_the_dtype_of_the_parameters(dtype):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
 
 
+def test_constants_of_another_dtype_do_not_leak_and_weights_may_be_integers():
+    params, static = partition(network(dtype=jnp.float32))
+    shift = jnp.asarray(np.array([0.5]), jnp.float64)
+    with jax.numpy_dtype_promotion("standard"):
+        objective = so.Objective(data=so.Term(lambda u, x: u(x) + shift, weight=jnp.int32(2)))
+        loss = objective.bind({"data": so.Weighted(grid(2), np.array([1, 0, 2, 1]))}, static=static)
+        assert loss(params).dtype == loss.residual(params).dtype == jnp.float32
+
+
+def test_point_outputs_of_any_size_are_fields_not_batches():
+    params, static = partition(network())
+    fields = np.random.default_rng(0).normal(size=(5, 4, 2))
+    loss = so.Objective(field=so.Term(lambda u, points: jax.vmap(u)(points))).bind({"field": fields}, static=static)
+    assert loss.residual(params).shape == (20,)
+
+
+@pytest.mark.bad_input
+def test_bad_outer_functions_and_weights():
+    params, static = partition(network())
+    for outer in (lambda z, x: 0.5 * z**2, lambda z, x: jnp.int32(1)):
+        loss = so.Objective(energy=so.Term(value, outer=outer)).bind({"energy": grid(3)}, static=static)
+        with pytest.raises(ValueError, match="outer function of term 'energy' must return one real number"):
+            jax.eval_shape(loss, params)
+    with pytest.raises(ValueError, match=r"weights must not be negative"):
+        POISSON.bind(BATCH | {"boundary": so.Weighted(edges(1), -np.ones(4))}, static=static)
+    with pytest.raises(TypeError, match="params must hold arrays only, got a float"):
+        so.Objective(a=so.Term(lambda p, x: p["k"] * x[0])).bind({"a": grid(2)})({"k": 1.0})
+
+
 def test_nan_in_the_data_shows_in_the_value():
     bad = BATCH | {"interior": np.where(np.arange(36)[:, None] == 3, np.nan, BATCH["interior"])}
     params, loss = problem(batch=bad)

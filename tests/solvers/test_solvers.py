@@ -47,6 +47,21 @@ def test_exponential_fit_against_scipy(name):
     np.testing.assert_allclose([solution.value["amplitude"], solution.value["rate"]], want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_it_stops_at_rounding_level_with_success(name):
+    """No step decreases the loss any more there, and the residual does not vanish."""
+    A, b = (np.random.default_rng(0).normal(size=shape) for shape in ((4, 2), 4))
+    fn = lambda y, args: args * (A @ y - b + 0.1 * y[0] ** 2)
+    want = scipy.optimize.least_squares(lambda y: fn(y, 1.0), np.ones(2), xtol=1e-15).x
+    for scale in (1.0, 1e-9, 1e9):
+        solver = SOLVERS[name](1e-8)
+        solution = optx.least_squares(fn, solver, jnp.ones(2), args=jnp.asarray(scale), throw=False)
+        assert solution.result == optx.RESULTS.successful and int(solution.stats["num_steps"]) < 60
+        np.testing.assert_allclose(solution.value, want, rtol=1e-5)
+        again = optx.least_squares(fn, solver, solution.value, args=jnp.asarray(scale), throw=False)
+        assert again.result == optx.RESULTS.successful
+
+
 def test_implicit_derivative_of_the_solution():
     solve = lambda a: optx.least_squares(rosenbrock, SOLVERS["LevenbergMarquardt"](), jnp.zeros(2), args=a).value
     jacobian = jax.jacfwd(solve)(jnp.asarray(1.0))

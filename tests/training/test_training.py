@@ -210,6 +210,46 @@ def test_frozen_parameters_stay():
     assert not same(result.model.layers[1].weight, model.layers[1].weight)
 
 
+def test_frozen_parameters_survive_weight_decay():
+    model = network()
+    with jax.numpy_dtype_promotion("standard"):
+        result = fit(optax.adamw(1e-3, weight_decay=1.0), model, steps=3, where=lambda leaf: leaf.ndim == 1)
+    assert same(result.model.layers[0].weight, model.layers[0].weight)
+    assert not same(result.model.layers[0].bias, model.layers[0].bias)
+
+
+def test_a_callback_can_stop_at_the_end_of_a_phase():
+    result = fit([so.Phase(LM, 1), so.Phase(LM, 1)], callback=lambda now: True)
+    assert result.steps == 1 and result.status == so.RESULTS.stopped_by_callback
+
+
+def test_the_error_is_that_of_the_returned_model():
+    result = fit(steps=7, metric=metric, metric_every=20)
+    assert np.isnan(result.history["error"]).all() and result.error == pytest.approx(float(metric(result.model)))
+
+
+def test_our_solvers_stop_at_their_tolerance():
+    result = fit(so.LevenbergMarquardt(0.5, 0.5), steps=60)
+    assert result.status == so.RESULTS.phase_done and result.steps < 60
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_random_keys_in_an_optimizer_state_are_checkpointed(tmp_path):
+    noisy = optax.chain(optax.add_noise(1e-3, 0.5, jax.random.key(7)), optax.sgd(1e-4))
+    file = tmp_path / "run.npz"
+    whole = fit(noisy, steps=4)
+    fit(noisy, steps=4, checkpoint=file, callback=lambda now: True)
+    assert same(partition(fit(noisy, steps=4, checkpoint=file, resume=True).model)[0], partition(whole.model)[0])
+
+
+def test_a_stricter_target_goes_on_after_resume(tmp_path):
+    options = dict(steps=60, metric=metric, metric_every=2, checkpoint=tmp_path / "run.npz")
+    first = fit(until=so.Stop(error=0.3), **options)
+    kept = fit(until=so.Stop(error=0.3), resume=True, **options)
+    further = fit(until=so.Stop(error=0.05), resume=True, **options)
+    assert first.steps == kept.steps < further.steps and further.error <= 0.05
+
+
 def test_checkpoint_and_resume(tmp_path, reference):
     file = tmp_path / "run.npz"
     stop = lambda now: now.step >= 1
@@ -264,7 +304,16 @@ def test_errors():
         fit("adam", steps=3)
     with pytest.raises(TypeError, match="objective must be an Objective"):
         so.fit(network(), interior, LM, BATCH, steps=3)
-    with pytest.raises(ValueError, match="plateau"):
-        so.Stop(plateau=0)
+    for plateau in (0, 0.5):
+        with pytest.raises(ValueError, match="plateau"):
+            so.Stop(plateau=plateau)
+    with pytest.raises(ValueError, match="needs a metric"):
+        fit(steps=3, until=so.Stop(error=1e-3))
+    with pytest.raises(ValueError, match="metric_every must be a positive integer"):
+        fit(steps=3, metric=metric, metric_every=0)
+    with pytest.raises(ValueError, match=r"metric must return one number, got shape \(2,\)"):
+        fit(steps=3, metric=lambda u: jnp.ones(2))
+    with pytest.raises(ValueError, match="at least -inf, got nan"):
+        so.Stop(error=float("nan"))
     with pytest.raises(ValueError, match="batch lacks"):
         fit(data={"interior": grid(3)}, steps=3)

@@ -180,6 +180,39 @@ def test_scale_by_gauss_newton_preconditions_any_updates():
             assert relative(got, np.linalg.solve(G + lam * np.eye(len(G)), vector)) < 1e-8
 
 
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_scaling_the_loss_does_not_change_the_path(name, compiled):
+    tx, step = compiled(name)
+    ends = []
+    for weight in (1.0, 2.0**-60, 2.0**60):
+        scaled = so.Objective(**{k: so.Term(t.inner, weight=t.weight * weight) for k, t in POISSON.terms.items()})
+        params, loss = problem(scaled)
+        state = tx.init(params)
+        for _ in range(12):
+            params, state, _ = step(tx, loss, params, state)
+        ends.append(params)
+    assert relative(ends[1], ends[0]) < 1e-6 and relative(ends[2], ends[0]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["levenberg_marquardt", "levenberg_marquardt dual marquardt"])
+def test_derivatives_through_a_step(name):
+    tx = TRANSFORMATIONS[name]()
+    params, _ = problem()
+
+    def update(weight):
+        terms = POISSON.terms | {"boundary": so.Term(POISSON.terms["boundary"].inner, weight=weight)}
+        loss = so.Objective(**terms).bind(BATCH, static=STATIC)
+        grad = jax.grad(loss)(params)
+        state = tx.init(params)._replace(damping=jnp.asarray(1e3), steps=jnp.int32(1))
+        return optax.tree.norm(tx.update(grad, state, params, grad=grad, value_fn=loss)[0])
+
+    value, slope = jax.jit(jax.value_and_grad(update))(jnp.asarray(4.0))
+    forward = jax.jit(lambda w: jax.jvp(update, (w,), (jnp.ones(()),))[1])(jnp.asarray(4.0))
+    numeric = (jax.jit(update)(jnp.asarray(4.001)) - jax.jit(update)(jnp.asarray(3.999))) / 0.002
+    assert value > 0
+    np.testing.assert_allclose([slope, forward], [numeric, numeric], rtol=1e-5)
+
+
 def test_energies_run_on_every_method():
     params, loss = problem(RITZ, RITZ_BATCH)
     step = fresh_step()
