@@ -80,7 +80,7 @@ class BoundObjective(eqx.Module):
         self._terms = terms
         self._static_arrays, rest = eqx.partition(static, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
         self._static = _Static(rest)
-        self._where = _Static(where)
+        self._where = _Static(jax.tree.map(lambda leaf: leaf if callable(leaf) else bool(leaf), where))
 
     # Identity, so that `jax.jit(loss)` and `jax.value_and_grad(loss)` take it as the function that it is.
     __hash__ = object.__hash__

@@ -159,6 +159,8 @@ class Run(eqx.Module):
         if key is None and callable(self.data):
             raise ValueError("key is needed: data is a sampler, which draws points from it.")
         key = jax.random.key(0) if key is None else key
+        if not isinstance(key, jax.Array):
+            raise TypeError(f"key must be a random key, jax.random.key(seed), got {key!r}.")
         running: Any = RESULTS.successful
         infinity = jnp.full((), jnp.inf, tree_dtype(params))
         loss = self.bind(key, jnp.int32(0))

@@ -116,7 +116,7 @@ def test_periodic_pairs_data_systems_and_weights():
 def test_frozen_parameters_have_no_gradient_and_no_columns():
     params, static = partition(network())
     frozen = eqx.tree_at(lambda p: p.layers[0].weight, jax.tree.map(lambda _: True, params), replace=False)
-    for where in (frozen, lambda leaf: leaf.shape != (8, 2)):
+    for where in (frozen, jax.tree.map(jnp.asarray, frozen), lambda leaf: leaf.shape != (8, 2)):
         loss = POISSON.bind(BATCH, static=static, where=where)
         lin = jax.jit(lambda p, loss=loss: loss.linearize(p))(params)
         assert np.all(lin.grad.layers[0].weight == 0) and np.all(lin.jacobian.column_norms().layers[0].weight == 0)

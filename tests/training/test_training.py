@@ -307,6 +307,8 @@ def test_errors():
     for plateau in (0, 0.5):
         with pytest.raises(ValueError, match="plateau"):
             so.Stop(plateau=plateau)
+    with pytest.raises(TypeError, match=r"key must be a random key, jax.random.key\(seed\), got 1"):
+        fit(steps=3, key=1)
     with pytest.raises(ValueError, match="needs a metric"):
         fit(steps=3, until=so.Stop(error=1e-3))
     with pytest.raises(ValueError, match="metric_every must be a positive integer"):
