@@ -307,7 +307,7 @@ def whole_runs(steps=100):
         runs[f"optimistix Normal(CG {tolerance:.0e})"] = theirs(lx.Normal(lx.CG(tolerance, tolerance)))
     for name, run in runs.items():
         error = float(problem.error(eqx.combine(run(params), static)))  # the first call compiles
-        ms = [cpu_ms(lambda run=run: run(params), 1) / steps for _ in range(3)]
+        ms = [cpu_ms(lambda run=run: jax.block_until_ready(run(params)), 1) / steps for _ in range(5)]
         rows[name] = {"cpu_ms_a_step": quartiles(np.array(ms)), "error": error}
     return rows
 
