@@ -360,8 +360,9 @@ figure.savefig(Path(FIGURES) / "02_energy_natural_gradient.png", dpi=130)
 # In full size, over 8 random starts each: $G$ of the library is the Gram matrix of the definition, to rounding; on
 # `poisson2d` the natural gradient points at the solution for both weights (cosine above 0.99), and on `deep_ritz1d`
 # along Newton's function-space step (above 0.999). The damped method ends below 1e-5 from every start. The worst
-# undamped run is more than 30 times less accurate with $w = 4$, and more than 1000 times with $w = 100$. Which
-# starts fail, and how many, depends on rounding, so it will differ from machine to machine.
+# undamped run is more than 1000 times less accurate with $w = 100$. With $w = 4$ it was 400 times less accurate when
+# we drew the figure, but there luck decides: which starts fail, and how many, depends on rounding, and differs from
+# machine to machine (with another version of JAX three of three small runs went well). So that is no claim.
 
 # %%
 worst = {name: np.max(values) for name, values in errors.items()}
@@ -369,8 +370,7 @@ assert max(mismatch.values()) < 1e-10
 for _, natural_cosines in cosines.values():
     assert min(natural_cosines) > 0.99
 assert min(cosines[100.0][0]) < 0 and min(agreement) > 0.999
-for w, factor in ((4.0, 30), (100.0, 1000)):
-    assert worst["damped", w] < (1e-2 if REDUCED else 1e-5)
-    assert worst["undamped", w] > (10 if REDUCED else factor) * worst["damped", w]
+assert max(worst["damped", 4.0], worst["damped", 100.0]) < (1e-2 if REDUCED else 1e-5)
+assert worst["undamped", 100.0] > (10 if REDUCED else 1000) * worst["damped", 100.0]
 assert np.max(ritz_errors) < (1e-3 if REDUCED else 1e-6)
 assert table[0, 0] < 0.5 and table[0, 1] > 1e3  # an undamped step: what it promises, and what it delivers
