@@ -1,5 +1,6 @@
 """The command `sciml-opt`: list, run and compare."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -12,11 +13,9 @@ def main(args: Sequence[str] | None = None) -> None:
     (SciPy's) at the first factorisation, so here is early enough.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        import click  # noqa: F401
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(f"sciml-opt needs the package {error.name}: pip install 'sciml_opt[cli]'") from None
+    for package in ("click", "tqdm"):
+        if importlib.util.find_spec(package) is None:
+            raise SystemExit(f"sciml-opt needs the package {package}: pip install 'sciml_opt[cli]'")
     from ._main import cli
 
     cli(args, prog_name="sciml-opt")

@@ -1,6 +1,7 @@
 """What options accept; an error says what is allowed."""
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -73,10 +74,8 @@ class Picture(click.Path):
         path = Path(str(super().convert(value, param, ctx)))
         if path.suffix not in self.formats:
             self.fail(f"{str(path)!r} must end in one of {', '.join(self.formats)}.", param, ctx)
-        try:
-            import matplotlib  # noqa: F401  (before the run, not after it)
-        except ImportError:
-            raise click.ClickException("--plot needs matplotlib: pip install 'sciml_opt[cli]'") from None
+        if importlib.util.find_spec("matplotlib") is None:  # before the run, not after it
+            raise click.ClickException("--plot needs matplotlib: pip install 'sciml_opt[cli]'")
         return path
 
 

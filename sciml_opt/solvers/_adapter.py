@@ -11,13 +11,12 @@ from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
-from ..methods import AbstractMethod, Loss, StepInfo
+from ..methods import AbstractMethod, Loss
 from ..objective import BoundObjective
 
 
 class _SolverState(eqx.Module):
     method: PyTree
-    info: StepInfo
     terminate: Bool[Array, ""]
     result: optx.RESULTS
 
@@ -27,10 +26,6 @@ class _ResidualFunction(eqx.Module):
 
     fn: Callable
     args: PyTree
-
-    @property
-    def least_squares(self) -> bool:
-        return True
 
     def residual(self, params: PyTree) -> Float[Array, " N"]:
         out = self.fn(params, self.args)[0]
@@ -70,8 +65,7 @@ class MethodSolver(optx.AbstractLeastSquaresSolver):
     method: eqx.AbstractVar[AbstractMethod]
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> _SolverState:
-        state = self.method.init(y)
-        return _SolverState(state, state.info, jnp.array(False), optx.RESULTS.successful)
+        return _SolverState(self.method.init(y), jnp.array(False), optx.RESULTS.successful)
 
     def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
         loss: Loss = options["objective"] if "objective" in options else _ResidualFunction(fn, args)
@@ -84,13 +78,13 @@ class MethodSolver(optx.AbstractLeastSquaresSolver):
         settled = (info.step_norm <= atol + rtol * self.norm(y)) & (change <= atol + rtol * jnp.abs(info.loss))
         terminate = settled | (info.grad_norm == 0)
         result = optx.RESULTS.where(jnp.isfinite(info.loss), optx.RESULTS.successful, optx.RESULTS.nonfinite)
-        return new_y, _SolverState(method_state, info, terminate, result), fn(new_y, args)[1]
+        return new_y, _SolverState(method_state, terminate, result), fn(new_y, args)[1]
 
     def terminate(self, fn, y, args, options, state: _SolverState, tags) -> tuple[Bool[Array, ""], optx.RESULTS]:
         return state.terminate, state.result
 
     def postprocess(self, fn, y, aux, args, options, state: _SolverState, tags, result):
-        return y, aux, {"info": state.info}
+        return y, aux, {"info": state.method.info}
 
 
 def least_squares(

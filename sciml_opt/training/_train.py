@@ -180,7 +180,6 @@ class Run(eqx.Module):
         self, state: TrainState, until: Stop, phase_until: Stop, limit: Int[Array, ""], length: int
     ) -> tuple[TrainState, dict[str, Any]]:
         """At most `length` steps, up to step number `limit` or until a stop; the remaining ones do nothing."""
-
         first = state.step  # the same for all lanes of a vmap, so that the metric stays a branch
 
         def step(state: TrainState, number: Int[Array, ""]):
@@ -254,7 +253,7 @@ class Run(eqx.Module):
 
 def _track(state: TrainState, value: Scalar) -> TrainState:
     """Best iterate and plateau, given the loss of `state.params`."""
-    better = value < state.best_loss  # false for NaN
+    better = jnp.isfinite(value) & (value < state.best_loss)  # an energy may fall to -inf
     progress = value < state.reference_loss - PLATEAU_DECREASE * jnp.where(
         jnp.isfinite(state.reference_loss), jnp.abs(state.reference_loss), 0
     )

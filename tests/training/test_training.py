@@ -140,6 +140,13 @@ def test_a_diverging_run_returns_the_best_finite_iterate():
     np.testing.assert_allclose(loss(partition(result.model)[0]), best, rtol=1e-12)
 
 
+def test_an_energy_that_falls_to_minus_infinity_is_no_best_iterate():
+    objective = so.Objective(cliff=so.Term(lambda p, x: p["a"] + 0 * x[0], outer=lambda z, x: -jnp.exp(z[0])))
+    result = so.fit({"a": jnp.asarray(1.0)}, objective, optax.sgd(10.0), {"cliff": grid(2)}, steps=30)
+    assert result.status == so.RESULTS.nonfinite_loss
+    assert np.isfinite(result.best_loss) and np.isfinite(result.model["a"]) and result.best_loss < -np.exp(1.0)
+
+
 @jax.numpy_dtype_promotion("standard")
 def test_a_non_finite_start_returns_the_input():
     bad = BATCH | {"interior": np.full_like(BATCH["interior"], np.nan)}
