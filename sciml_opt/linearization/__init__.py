@@ -4,4 +4,5 @@ from ._linearize import Block as Block
 from ._linearize import Linearization as Linearization
 from ._linearize import half_squared_norm as half_squared_norm
 from ._linearize import linearize as linearize
+from ._structured_jacobian import Cost as Cost
 from ._structured_jacobian import StructuredJacobian as StructuredJacobian

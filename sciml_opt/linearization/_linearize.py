@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
-from .._tree import tree_dtype, tree_structure, unravel
+from .._tree import tree_structure, unravel
+from ._point_rows import point_rows
 from ._structured_jacobian import StructuredJacobian
+from ._taps import Tapped
 
 
 def half_squared_norm(z: Float[Array, " m"], x: PyTree) -> Scalar:
@@ -39,6 +41,7 @@ class Block(eqx.Module):
     outer: Callable[[Float[Array, " m"], PyTree], Scalar]
     points: PyTree
     weights: Float[Array, " n"]
+    chunk: int | None = eqx.field(static=True, default=None)
 
     @property
     def least_squares(self) -> bool:
@@ -86,29 +89,32 @@ def linearize(blocks: Sequence[Block], params: PyTree) -> Linearization:
 
     **Returns:** a `Linearization`.
 
-    **Cost:** about 1.2 gradients for scalar residuals, memory `N P`: one vjp a point and a component, batched.
+    **Cost:** about one gradient for scalar residuals: one pass with taps, one vjp, and the products `J^T rho`. Memory
+    `N T (rows + columns)` a weight matrix.
     """
     parts = [_linearize_block(block, params) for block in blocks]
-    values, gradients, columns, clipped, residuals = zip(*parts, strict=True)
+    values, gradients, rows, clipped, residuals = zip(*parts, strict=True)
     return Linearization(
         value=functools.reduce(jnp.add, values),
         grad=unravel(functools.reduce(jnp.add, gradients), params),
         residual=jnp.concatenate(residuals) if all(block.least_squares for block in blocks) else None,
-        jacobian=StructuredJacobian(jnp.concatenate(columns, axis=1), tree_structure(params)),
+        jacobian=StructuredJacobian(rows, tree_structure(params)),
         clipped=functools.reduce(jnp.add, clipped),
     )
 
 
 def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
-    """`value, gradient (P,), columns of J^T (P, n m), clipped, residual (n m,) or None` of one block."""
-    z, columns = _rows(block, params)
+    """`value, gradient (P,), rows, clipped, residual (n m,) or None` of one block."""
+    point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
+    tapped = Tapped(block.inner, params, point)
+    z, outputs = tapped.evaluate(params, block.points, block.chunk)
     n, m = z.shape
     if block.least_squares:
-        scale = jnp.sqrt(block.weights)[:, None]
-        residual = (scale * z).reshape(-1)
-        columns = (columns * scale[None]).reshape(-1, n * m)
+        scale = jnp.sqrt(block.weights)
+        residual = (scale[:, None] * z).reshape(-1)
+        rows = point_rows(tapped, outputs, params, n, lambda a: a * scale.reshape(-1, *(1,) * (a.ndim - 1)))
         value = jnp.sum(block.weights * jax.vmap(block.outer)(z, block.points))
-        return value, columns @ residual, columns, jnp.zeros((), jnp.int32), residual
+        return value, rows.rmv(residual), rows, jnp.zeros((), jnp.int32), residual
     ell, slopes = jax.vmap(jax.value_and_grad(block.outer))(z, block.points)
     curvature = jax.vmap(jax.hessian(block.outer))(z, block.points)
     eigenvalues, eigenvectors = jnp.linalg.eigh(curvature)
@@ -116,22 +122,6 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     floor = -z.dtype.type(100) * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(eigenvalues), axis=1, keepdims=True)
     clipped = jnp.sum(eigenvalues < floor, dtype=jnp.int32)
     factors = eigenvectors * jnp.sqrt(block.weights[:, None] * jnp.maximum(eigenvalues, 0))[:, None, :]
-    gradient = jnp.einsum("pnm,nm->p", columns, block.weights[:, None] * slopes)
-    whitened = jnp.einsum("pnm,nmk->pnk", columns, factors).reshape(-1, n * m)
+    gradient = point_rows(tapped, outputs, params, n, lambda a: a).rmv((block.weights[:, None] * slopes).reshape(-1))
+    whitened = point_rows(tapped, outputs, params, n, lambda a: jnp.einsum("nm...,nmk->nk...", a, factors))
     return jnp.sum(block.weights * ell), gradient, whitened, clipped, None
-
-
-def _rows(block: Block, params: PyTree) -> tuple[Float[Array, "n m"], Float[Array, "P n m"]]:
-    """`z` and its unweighted Jacobian, transposed: one vjp a component, all points at once."""
-    dtype = tree_dtype(params)
-
-    def one(point):
-        z, pullback = jax.vjp(lambda p: block.inner(p, point), params)
-        unit = jnp.eye(z.size, dtype=z.dtype)
-        (rows,) = pullback(unit[0]) if z.size == 1 else jax.vmap(pullback)(unit)  # a batch of one costs XLA 20 %
-        return z, rows
-
-    z, rows = jax.vmap(one, out_axes=(0, -1))(block.points)
-    n, m = z.shape
-    leaves = [jnp.moveaxis(leaf.astype(dtype).reshape(m, -1, n), 0, -1) for leaf in jax.tree.leaves(rows)]
-    return z, jnp.concatenate(leaves)

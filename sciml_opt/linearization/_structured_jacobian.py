@@ -1,47 +1,77 @@
 """The Jacobian of stacked per-point residuals, as a lineax operator."""
 
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
 
-from .._tree import ravel, tree_structure, unravel
+from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
+from ._rows import Explicit, PointRows, product, product_flops
+from ._views import View, leaf_views
+
+MEMORY = 2**28  # bytes that one operation may take for its temporaries, unless told otherwise
+
+
+class Cost(NamedTuple):
+    """Predicted flops: `product` is `J v` and `J^T w` together, `rows` the forming of explicit rows."""
+
+    product: float
+    gram: float
+    kernel: float
+    rows: float
 
 
 class StructuredJacobian(lx.AbstractLinearOperator):
     """The Jacobian `J` of `N` whitened residuals with respect to the parameters, a lineax operator.
 
-    `J` maps a parameter-shaped pytree to a vector of length `N`. It is held as explicit rows, transposed: `J^T J`
-    contracts the last axis, which is the faster layout on CPU.
+    `J` maps a parameter-shaped pytree to a vector of length `N`. Each group of rows is held in factored form:
+
+        row_n, restricted to a weight matrix W  =  sum_t g_nt z_nt^T,        t = 1 .. T,
+
+    `T (rows + columns)` numbers a matrix and a point; weights with fewer entries than that, and what is no matrix, keep
+    explicit rows. Every operation picks the cheaper form, matrix by matrix, from the flops of both; its temporaries stay
+    below `memory` bytes.
 
     **Arguments:**
 
-    - `columns`: `J^T`, shape `(P, N)`.
+    - `rows`: groups of rows, as `linearize` makes them; or an array, `J^T` explicitly, of shape `(P, N)`.
     - `structure`: a pytree of arrays or `jax.ShapeDtypeStruct` shaped like the parameters, `P` entries in all.
 
-    **Cost:** memory `N P`; `mv` and `T.mv` `2 N P` flops each, `gram` `2 N P^2`, `kernel` `2 N^2 P`.
+    **Cost:** see `cost`. Memory `N T (rows + columns)` a matrix.
     """
 
-    columns: Float[Array, "P N"]
+    rows: tuple[PointRows, ...]
     _structure: tuple = eqx.field(static=True)
 
-    def __init__(self, columns: Float[Array, "P N"], structure: PyTree):
-        self.columns = columns
+    def __init__(self, rows: Float[Array, "P N"] | Sequence[PointRows], structure: PyTree):
         leaves, treedef = jax.tree.flatten(tree_structure(structure))
         self._structure = (tuple(leaves), treedef)
+        if isinstance(rows, jax.Array):
+            size, count = rows.shape
+            explicit = Explicit(View(np.arange(size)), rows)
+            rows = [PointRows((explicit,), count, size, rows.dtype)]
+        self.rows = tuple(rows)
 
     def mv(self, vector: PyTree) -> Float[Array, " N"]:
         """`J v` for a parameter-shaped `v`."""
-        return ravel(vector) @ self.columns
+        flat = ravel(vector).astype(self._dtype)
+        return _join([group.mv(flat) for group in self.rows])
 
     def rmv(self, vector: Float[Array, " N"]) -> PyTree:
         """`J^T w` as a parameter-shaped pytree; the same as `J.T.mv(w)`."""
-        return unravel(self.columns @ vector, self.in_structure())
+        flat = functools.reduce(jnp.add, [group.rmv(w) for group, w in self._split(vector)])
+        return unravel(flat, self.in_structure())
 
     def as_matrix(self) -> Float[Array, "N P"]:
-        return self.columns.T
+        return self._columns().T
 
     def transpose(self) -> lx.FunctionLinearOperator:
         return lx.FunctionLinearOperator(self.rmv, self.out_structure())
@@ -51,28 +81,216 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return jax.tree.unflatten(treedef, leaves)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.columns.shape[1],), self.columns.dtype)
+        return jax.ShapeDtypeStruct((sum(group.count for group in self.rows),), self._dtype)
 
-    def gram(self) -> Float[Array, "P P"]:
-        """`J^T J`."""
-        return self.columns @ self.columns.T
+    def gram(self, weights: Float[Array, " N"] | None = None, *, memory: int = MEMORY) -> Float[Array, "P P"]:
+        """`J^T J`, or `J^T diag(weights) J`. **Cost:** `N P^2` flops."""
 
-    def kernel(self, inverse_scale: PyTree | None = None) -> Float[Array, "N N"]:
-        """`J J^T`, or `J S J^T` with the diagonal `S = diag(inverse_scale)`, a pytree of one scalar a leaf."""
-        if inverse_scale is None:
-            return self.columns.T @ self.columns
-        spread = ravel(jax.tree.map(lambda s, leaf: jnp.full(leaf.shape, s), inverse_scale, self.in_structure()))
-        return (self.columns * spread[:, None]).T @ self.columns
+        def block(columns, w):
+            return symmetric_product(columns) if w is None else (columns * w[None, :]) @ columns.T
 
-    def column_norms(self) -> PyTree:
-        """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree."""
-        return unravel(jnp.sqrt(jnp.sum(self.columns**2, axis=1)), self.in_structure())
+        return self._accumulate(block, weights, memory)
 
-    def blocks(self) -> PyTree:
-        """The diagonal blocks of `J^T J`, one matrix a leaf."""
+    def kernel(self, inverse_scale: PyTree | None = None, *, memory: int = MEMORY) -> Float[Array, "N N"]:
+        """`J J^T`, or `J S J^T` with a diagonal `S`; no row of `J` is formed where the factors are cheaper.
+
+            K_nm = sum_matrices sum_ts (g_nt . g_ms) (z_nt . z_ms)
+
+        tile by tile, the lower half only.
+
+        **Arguments:**
+
+        - `inverse_scale`: `S`, a pytree like the parameters with one scalar a leaf, or for a matrix a tuple `(r, c)` of
+          vectors, `S = r c^T`.
+        - `memory`: bytes for temporaries, which sets the tiles.
+
+        **Cost:** `N^2 sum_matrices min(T^2 (rows + columns), rows columns)` flops.
+        """
+        scale = None if inverse_scale is None else _Scale(inverse_scale, self.in_structure())
+        blocks: list[list[Array]] = [[] for _ in self.rows]
+        for i, a in enumerate(self.rows):
+            for j, b in enumerate(self.rows[:i]):
+                block = _tiled(a, b, scale, memory)
+                blocks[i].append(block)
+                blocks[j].append(block.T)
+            blocks[i].append(_tiled(a, None, scale, memory))
+        return blocks[0][0] if len(blocks) == 1 else jnp.block(blocks)
+
+    def column_norms(self, *, memory: int = MEMORY) -> PyTree:
+        """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree. **Cost:** `N P` flops."""
+
+        def squares(columns, w):
+            return jnp.sum(columns**2, axis=1)
+
+        return unravel(jnp.sqrt(self._accumulate(squares, None, memory)), self.in_structure())
+
+    def row_norms(self) -> Float[Array, " N"]:
+        """Euclidean norms of the rows, `sqrt(diag(J J^T))`, from the factors."""
+        return jnp.sqrt(_join([group.row_squares() for group in self.rows]))
+
+    def blocks(self, *, memory: int = MEMORY) -> PyTree:
+        """The diagonal blocks of `J^T J`, one matrix a leaf. **Cost:** `N sum_leaves size^2` flops."""
         leaves, treedef = self._structure
-        splits = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])[:-1]
-        return jax.tree.unflatten(treedef, [rows @ rows.T for rows in jnp.split(self.columns, splits)])
+        splits = np.cumsum([math.prod(leaf.shape) for leaf in leaves])[:-1]
+
+        def grams(columns, w):
+            return [symmetric_product(part) for part in jnp.split(columns, splits)]
+
+        return jax.tree.unflatten(treedef, self._accumulate(grams, None, memory))
+
+    def take(self, indices: Int[Array, " k"]) -> "StructuredJacobian":
+        """The Jacobian of some of the residuals, in the order of `indices` (which may be traced); factored as before."""
+        start, parts = 0, []
+        for group in self.rows:
+            local = indices - start
+            inside = (local >= 0) & (local < group.count)
+            chosen = group.take(jnp.clip(local, 0, group.count - 1))
+            parts += chosen.scaled(inside.astype(self._dtype)).parts if len(self.rows) > 1 else chosen.parts
+            start += group.count
+        return StructuredJacobian([PointRows(tuple(parts), indices.shape[0], self._size, self._dtype)], self.in_structure())
+
+    @property
+    def cost(self) -> Cost:
+        """What the operations cost, in flops, from shapes alone."""
+        count, size = self.out_structure().shape[0], self._size
+        kernel = sum(
+            product_flops(a, b) * a.count * b.count * (0.5 if a is b else 1.0)
+            for i, a in enumerate(self.rows)
+            for b in self.rows[: i + 1]
+        )
+        return Cost(
+            product=sum(group.product_flops for group in self.rows),
+            gram=float(count) * size * size,
+            kernel=kernel,
+            rows=sum(group.rows_flops for group in self.rows),
+        )
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return self.rows[0].dtype
+
+    @property
+    def _size(self) -> int:
+        return tree_size(self.in_structure())
+
+    def _split(self, w: Float[Array, " N"]):
+        stops = np.cumsum([group.count for group in self.rows])[:-1]
+        return zip(self.rows, jnp.split(w, stops), strict=True)
+
+    def _columns(self) -> Float[Array, "P N"]:
+        columns = [group.columns() for group in self.rows]
+        return columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=1)
+
+    def _accumulate(self, f, weights, memory: int):
+        """The sum of `f(columns, weights)` over chunks of rows that fit into the memory."""
+        chunk = max(1, memory // (self._size * self._dtype.itemsize))
+        if self.out_structure().shape[0] <= chunk:
+            return f(self._columns(), weights)
+        parts = [
+            _over_chunks(f, group, w, chunk)
+            for group, w in (((g, None) for g in self.rows) if weights is None else self._split(weights))
+        ]
+        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+
+
+def _join(pieces: Sequence[Array]) -> Array:
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+
+
+def _over_chunks(f, group: PointRows, weights, chunk: int):
+    if group.count <= chunk:
+        return f(group.columns(), weights)
+    number = -(-group.count // chunk)
+    padded = group.pad(number * chunk)
+    weights = None if weights is None else jnp.pad(weights, (0, number * chunk - group.count))
+
+    def step(total, i):
+        w = None if weights is None else lax.dynamic_slice_in_dim(weights, i * chunk, chunk)
+        return jax.tree.map(jnp.add, total, f(padded.slice(i * chunk, chunk).columns(), w)), None
+
+    like = jax.eval_shape(lambda: f(padded.slice(0, chunk).columns(), None if weights is None else weights[:chunk]))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    return lax.scan(step, zero, jnp.arange(number))[0]
+
+
+def symmetric_product(a: Float[Array, "n k"], parts: int = 4, least: int = 64) -> Float[Array, "n n"]:
+    """`A A^T`, the lower block triangle only: XLA has no symmetric product on CPU."""
+    n = a.shape[0]
+    parts = min(parts, n // least)
+    if parts < 2:
+        return a @ a.T
+    stops = [round(n * k / parts) for k in range(parts + 1)]
+    strips = [a[i:j] for i, j in zip(stops[:-1], stops[1:], strict=True)]
+    lower = [[x @ y.T for y in strips[: i + 1]] for i, x in enumerate(strips)]
+    return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in range(parts)] for i in range(parts)])
+
+
+def _tiled(a: PointRows, b: PointRows | None, scale: "_Scale | None", memory: int) -> Array:
+    """`J_a S J_b^T` tile by tile; without `b`, `J_a S J_a^T`, its lower half mirrored."""
+    tile = _tile(a, b or a, memory)
+    number_a, rows_a = _even(a.count, tile)
+    number_b, rows_b = (number_a, rows_a) if b is None else _even(b.count, tile)
+
+    def block(x, y):
+        return product(x if scale is None else scale(x), y)
+
+    if number_a == number_b == 1:
+        return block(a, a if b is None else b)
+    size_a, size_b = a.count, a.count if b is None else b.count
+    a = a.pad(number_a * rows_a)
+    pairs = [(i, j) for i in range(number_a) for j in range(i + 1 if b is None else number_b)]
+    first, second = jnp.asarray(np.array(pairs, np.int32).T)
+    other = a if b is None else b.pad(number_b * rows_b)
+    blocks = lax.map(
+        lambda pair: block(a.slice(pair[0] * rows_a, rows_a), other.slice(pair[1] * rows_b, rows_b)), (first, second)
+    )
+    whole = jnp.zeros((number_a, rows_a, number_b, rows_b), a.dtype).at[first, :, second, :].set(blocks)
+    if b is None:
+        whole = whole.at[second, :, first, :].set(blocks.transpose(0, 2, 1))
+    return whole.reshape(a.count, other.count)[:size_a, :size_b]
+
+
+def _even(count: int, tile: int) -> tuple[int, int]:
+    """Tiles of nearly equal size: their number and their rows."""
+    number = max(1, round(count / tile))
+    return number, -(-count // number)
+
+
+def _tile(a: PointRows, b: PointRows, memory: int) -> int:
+    """Rows of one tile: large enough for the matrix products, small enough for cache and memory."""
+    terms = max(a.terms, b.terms)
+    tile = max(32, 512 // terms)
+    entry = a.dtype.itemsize
+    most = math.isqrt(max(1, memory // (4 * entry * terms * terms)))
+    explicit = max(a.explicit_size, b.explicit_size, 1)
+    return max(1, min(tile if terms > 1 else 256, most, memory // (4 * entry * explicit)))
+
+
+class _Scale:
+    """A diagonal of the parameter space: one scalar, or rows times columns, a leaf."""
+
+    def __init__(self, tree: PyTree, structure: PyTree):
+        leaves, treedef = jax.tree.flatten(structure)
+        self._dtype = tree_dtype(structure)
+        self._scales = treedef.flatten_up_to(tree)
+        self._views = [View(indices) for indices in leaf_views([leaf.shape for leaf in leaves])]
+        spread = []
+        for scale, leaf in zip(self._scales, leaves, strict=True):
+            full = scale[0][:, None] * scale[1] if isinstance(scale, tuple) else jnp.broadcast_to(scale, leaf.shape)
+            spread.append(full.astype(self._dtype).reshape(-1))
+        self._flat = jnp.concatenate(spread)
+
+    def __call__(self, rows: PointRows) -> PointRows:
+        return PointRows(tuple(self._one(part) for part in rows.parts), rows.count, rows.size, rows.dtype)
+
+    def _one(self, part):
+        for view, scale in zip(self._views, self._scales, strict=True):
+            if isinstance(scale, tuple) and part.view == view and hasattr(part, "rescaled"):
+                return part.rescaled(*(s.astype(self._dtype) for s in scale))
+            if not isinstance(scale, tuple) and view.start <= part.view.start and part.view.stop <= view.stop:
+                return part.scaled(jnp.broadcast_to(scale, part.count).astype(self._dtype))
+        flat = View(part.view.indices.reshape(-1))
+        return Explicit(flat, part.columns() * flat.read(self._flat)[:, None])
 
 
 def _itself(operator: StructuredJacobian) -> StructuredJacobian:

@@ -12,20 +12,20 @@ import sciml_opt as so
 from sciml_opt._tree import ravel, unravel
 
 
-@st.composite
-def jacobians(draw):
-    shapes = draw(st.lists(st.lists(st.integers(1, 3), max_size=2).map(tuple), min_size=1, max_size=3))
+SHAPES = st.lists(st.lists(st.integers(1, 3), max_size=2).map(tuple), min_size=1, max_size=3)
+
+
+def explicit(shapes, count, seed):
     tree = {str(i): jnp.zeros(shape) for i, shape in enumerate(shapes)}
-    size = sum(leaf.size for leaf in tree.values())
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    columns = rng.normal(size=(size, draw(st.integers(1, 6))))
+    rng = np.random.default_rng(seed)
+    columns = rng.normal(size=(sum(leaf.size for leaf in tree.values()), count))
     return so.StructuredJacobian(jnp.asarray(columns), tree), rng
 
 
 @settings(max_examples=25, deadline=None)
-@given(jacobians())
-def test_products_adjoint_gram_and_kernel(drawn):
-    J, rng = drawn
+@given(SHAPES, st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_products_adjoint_gram_and_kernel(shapes, count, seed):
+    J, rng = explicit(shapes, count, seed)
     matrix = np.asarray(J.as_matrix())
     count, size = matrix.shape
     v = unravel(jnp.asarray(rng.normal(size=size)), J.in_structure())

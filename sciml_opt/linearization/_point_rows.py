@@ -1,0 +1,86 @@
+"""From the outputs of a tapped program to rows of a Jacobian: scaling, and the choice of form matrix by matrix."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._tree import ravel, tree_dtype, tree_size
+from ._rows import Contribution, Explicit, Factored, PointRows, Pulled
+from ._taps import Matrix, Tapped
+from ._views import View, leaf_views
+
+SECOND_ORDER = 4  # outer products a row of a second-order residual in two dimensions
+
+
+def point_rows(
+    tapped: Tapped, outputs: Sequence[Array], params: PyTree, count: int, whiten: Callable[[Array], Array]
+) -> PointRows:
+    """The rows of `count` points and `m` outputs, point by point.
+
+    **Arguments:** `outputs` of `tapped.evaluate`; `whiten` maps what is linear in the cotangents, `(N, m, ...)`, to the
+    same shape.
+    """
+    size, dtype = tree_size(params), tree_dtype(params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    starts = np.cumsum([0, *(int(np.prod(shape)) for shape in tapped.arrays.shapes)])
+    generic = [i for i, use in enumerate(tapped.uses) if use.view is None]
+    segment = {use: View(np.arange(starts[k], starts[k + 1])) for k, use in enumerate(generic)}
+
+    def gather(numbers: Sequence[int], cotangent: bool) -> Array:
+        total = sum((outputs[i] for i in numbers[1:]), start=outputs[numbers[0]]).astype(dtype)
+        total = whiten(total) if cotangent else jnp.broadcast_to(total[:, None], (count, tapped.size, *total.shape[1:]))
+        return total.reshape(count * tapped.size, *total.shape[2:])
+
+    def factored(matrix: Matrix, view: View) -> Contribution:
+        rows = Factored(
+            view,
+            tuple(gather(pair.lefts, pair.cotangent_left) for pair in matrix.pairs),
+            tuple(gather(pair.rights, not pair.cotangent_left) for pair in matrix.pairs),
+        )
+        # Few entries are fewer numbers than their factors. At least as in a second-order residual, so that the terms of
+        # an objective take the same form.
+        if view.size <= max(rows.terms, SECOND_ORDER) * sum(view.shape):
+            return Explicit(View(view.indices.reshape(-1)), rows.columns())
+        return rows
+
+    shown: list[Contribution] = []
+    pulled: list[Contribution] = []
+    for matrix in tapped.matrices:
+        if matrix.view is not None:
+            shown.append(factored(matrix, matrix.view))
+        else:
+            site = next(s for s in tapped.uses[matrix.use].sites)
+            indices = segment[matrix.use].indices.reshape(tapped.uses[matrix.use].var.aval.shape)
+            pulled.append(factored(matrix, View(indices.transpose(site.axes).reshape(matrix.shape))))
+    for dense in tapped.dense:
+        values = whiten(outputs[dense.output].astype(dtype)).reshape(count * tapped.size, -1).T
+        if dense.view is not None:
+            shown.append(Explicit(dense.view, values))
+        else:
+            pulled.append(Explicit(segment[dense.use], values))
+    parts = _join(shown)
+    if pulled:
+        touched = sorted(set().union(*(tapped.uses[i].leaves for i in generic)))
+        entries = View(np.concatenate([leaf_views(shapes)[i].reshape(-1) for i in touched]))
+        structure = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
+        parts.append(Pulled(entries, tapped.arrays, structure, tuple(pulled), ravel(params), tapped.constants))
+    return PointRows(tuple(parts), count * tapped.size, size, dtype)
+
+
+def _join(parts: list[Contribution]) -> list[Contribution]:
+    """All explicit rows on disjoint entries as one block, in the order of the entries: one matrix product, not many."""
+    explicit = sorted((p for p in parts if isinstance(p, Explicit)), key=lambda p: p.view.start)
+    rest: list[Contribution] = [p for p in parts if not isinstance(p, Explicit)]
+    joined: list[Explicit] = []
+    for part in explicit:
+        if any(part.view.overlaps(other.view) for other in joined):
+            rest.append(part)
+        else:
+            joined.append(part)
+    if not joined:
+        return rest
+    view = View(np.concatenate([part.view.indices for part in joined]))
+    return [Explicit(view, jnp.concatenate([part.values for part in joined])), *rest]

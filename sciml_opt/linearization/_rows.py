@@ -1,0 +1,346 @@
+"""Rows of a Jacobian in factored form: what the taps leave of a group of points.
+
+A row is a sum of contributions, each on its own entries of the parameter vector:
+
+- `Factored`: `sum_t left_t right_t^T` on a matrix of parameters, `T (rows + columns)` numbers instead of `rows * columns`;
+- `Explicit`: the entries themselves, where they are fewer;
+- `Pulled`: rows on arrays M(theta) that are no entries of the parameters (a normalised weight), times dM/dtheta.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ._taps import Hoist
+from ._views import View
+
+# Reducing one entry of a T x T tile costs as much as this many multiply-adds of a matrix product (measured, CPU).
+REDUCTION = 24.0
+
+
+class Contribution(eqx.Module):
+    """`N` rows on the entries `view`."""
+
+    view: eqx.AbstractVar[View]
+
+    @property
+    @abc.abstractmethod
+    def count(self) -> int: ...
+
+    @abc.abstractmethod
+    def mv(self, flat: Float[Array, " P"]) -> Float[Array, " N"]: ...
+
+    @abc.abstractmethod
+    def rmv(self, w: Float[Array, " N"]) -> Array:
+        """The product with the transpose, shaped like the view."""
+
+    @abc.abstractmethod
+    def columns(self) -> Float[Array, "size N"]:
+        """The transpose, on the entries of the view only."""
+
+    @abc.abstractmethod
+    def map_rows(self, f: Callable[[Array, int], Array]) -> "Contribution":
+        """Apply `f(array, axis)`, which selects or scales rows, to what is linear in them."""
+
+    @abc.abstractmethod
+    def row_squares(self) -> Float[Array, " N"]:
+        """The squared norm of every row."""
+
+    @abc.abstractmethod
+    def scaled(self, weights: Float[Array, " N"]) -> "Contribution":
+        """The rows times one number each."""
+
+
+class Factored(Contribution):
+    """`sum_k sum_t lefts[k][n, t] rights[k][n, t]^T` on a matrix of parameters."""
+
+    view: View = eqx.field(static=True)
+    lefts: tuple[Float[Array, "N T rows"], ...]
+    rights: tuple[Float[Array, "N T columns"], ...]
+
+    @property
+    def count(self) -> int:
+        return self.lefts[0].shape[0]
+
+    @property
+    def terms(self) -> int:
+        """T, the number of outer products a row."""
+        return sum(left.shape[1] for left in self.lefts)
+
+    def mv(self, flat):
+        matrix = self.view.read(flat)
+        products = [jnp.sum((right @ matrix.T) * left, axis=(1, 2)) for left, right in self._pairs()]
+        return _sum(products)
+
+    def rmv(self, w):
+        def flatten(a):
+            return a.reshape(-1, a.shape[-1])
+
+        products = []
+        for left, right in self._pairs():
+            if left.shape[2] <= right.shape[2]:
+                left = left * w[:, None, None]
+            else:
+                right = right * w[:, None, None]
+            products.append(flatten(left).T @ flatten(right))
+        return _sum(products)
+
+    def columns(self):
+        # Elementwise with the points last: a batched product of small matrices is many times slower on CPU.
+        terms: list[Array] = []
+        for left, right in self._pairs():
+            left, right = left.transpose(1, 2, 0), right.transpose(1, 2, 0)
+            terms += [left[t][:, None, :] * right[t][None, :, :] for t in range(left.shape[0])]
+        return _sum(terms).reshape(self.view.size, self.count)
+
+    def map_rows(self, f):
+        return Factored(self.view, tuple(f(a, 0) for a in self.lefts), tuple(f(a, 0) for a in self.rights))
+
+    def scaled(self, weights):
+        return Factored(self.view, tuple(a * weights[:, None, None] for a in self.lefts), self.rights)
+
+    def rescaled(self, rows: Array, columns: Array) -> "Factored":
+        """The matrix entries times `rows[i] columns[j]`."""
+        lefts = tuple(a * rows[None, None, :] for a in self.lefts)
+        return Factored(self.view, lefts, tuple(a * columns[None, None, :] for a in self.rights))
+
+    def stacked(self) -> tuple[Float[Array, "N T rows"], Float[Array, "N T columns"]]:
+        return jnp.concatenate(self.lefts, axis=1), jnp.concatenate(self.rights, axis=1)
+
+    def row_squares(self) -> Float[Array, " N"]:
+        left, right = self.stacked()
+        return jnp.sum(jnp.einsum("nti,nsi->nts", left, left) * jnp.einsum("nti,nsi->nts", right, right), axis=(1, 2))
+
+    def _pairs(self):
+        return zip(self.lefts, self.rights, strict=True)
+
+
+class Explicit(Contribution):
+    """The rows themselves, transposed: `J^T J` contracts the last axis, which is the faster layout on CPU."""
+
+    view: View = eqx.field(static=True)  # of one axis
+    values: Float[Array, "size N"]
+
+    @property
+    def count(self) -> int:
+        return self.values.shape[1]
+
+    def mv(self, flat):
+        return self.view.read(flat) @ self.values
+
+    def rmv(self, w):
+        return self.values @ w
+
+    def columns(self):
+        return self.values
+
+    def map_rows(self, f):
+        return Explicit(self.view, f(self.values, 1))
+
+    def scaled(self, weights):
+        return Explicit(self.view, self.values * weights[None, :])
+
+    def row_squares(self) -> Float[Array, " N"]:
+        return jnp.sum(self.values**2, axis=0)
+
+
+class Pulled(Contribution):
+    """Rows on arrays `M_k(theta)`, pulled back: `J = J_M dM/dtheta`."""
+
+    view: View = eqx.field(static=True)  # the entries that the arrays depend on
+    arrays: Hoist = eqx.field(static=True)
+    structure: tuple = eqx.field(static=True)  # shapes and dtypes of the parameter leaves
+    rows: tuple[Contribution, ...]  # on the raveled and concatenated arrays
+    flat: Float[Array, " P"]  # the parameters
+    constants: list[Array]
+
+    @property
+    def count(self) -> int:
+        return self.rows[0].count
+
+    def mv(self, flat):
+        _, tangent = jax.jvp(self._arrays, (self.flat,), (flat,))
+        return _sum([rows.mv(tangent) for rows in self.rows])
+
+    def rmv(self, w):
+        return self.view.read(self._pull(_add([(rows.view, rows.rmv(w)) for rows in self.rows], self._size, w.dtype)))
+
+    def columns(self):
+        parts = [(rows.view, rows.columns()) for rows in self.rows]
+        cotangents = _add(parts, self._size, self.flat.dtype, self.count)
+        return self.view.read(jax.vmap(self._pull, 1, 1)(cotangents))
+
+    def map_rows(self, f):
+        return eqx.tree_at(lambda p: p.rows, self, tuple(rows.map_rows(f) for rows in self.rows))
+
+    def scaled(self, weights):
+        return eqx.tree_at(lambda p: p.rows, self, tuple(rows.scaled(weights) for rows in self.rows))
+
+    def row_squares(self) -> Float[Array, " N"]:
+        return jnp.sum(self.columns() ** 2, axis=0)
+
+    @property
+    def _size(self) -> int:
+        return sum(math.prod(shape) for shape in self.arrays.shapes)
+
+    def _arrays(self, flat):
+        leaves, start = [], 0
+        for shape, dtype in self.structure:
+            stop = start + math.prod(shape)
+            leaves.append(flat[start:stop].reshape(shape).astype(dtype))
+            start = stop
+        return jnp.concatenate([a.astype(flat.dtype).reshape(-1) for a in self.arrays(leaves, self.constants)])
+
+    def _pull(self, cotangent):
+        return jax.vjp(self._arrays, self.flat)[1](cotangent)[0]
+
+
+class PointRows(eqx.Module):
+    """`N` rows of a Jacobian with `P` columns: the sum of its contributions."""
+
+    parts: tuple[Contribution, ...]
+    count: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def mv(self, flat: Float[Array, " P"]) -> Float[Array, " N"]:
+        return _sum([part.mv(flat) for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
+
+    def rmv(self, w: Float[Array, " N"]) -> Float[Array, " P"]:
+        return _add([(part.view, part.rmv(w)) for part in self.parts], self.size, self.dtype)
+
+    def columns(self) -> Float[Array, "P N"]:
+        return _add([(part.view, part.columns()) for part in self.parts], self.size, self.dtype, self.count)
+
+    def slice(self, start: Int[Array, ""] | int, size: int) -> "PointRows":
+        """`size` rows from `start` on."""
+        return self._select(lambda a, axis: lax.dynamic_slice_in_dim(a, start, size, axis), size)
+
+    def take(self, indices: Int[Array, " k"]) -> "PointRows":
+        return self._select(lambda a, axis: jnp.take(a, indices, axis), indices.shape[0])
+
+    def pad(self, count: int) -> "PointRows":
+        """The same with zero rows behind."""
+        if count == self.count:
+            return self
+
+        def extend(a, axis):
+            return jnp.pad(a, [(0, count - self.count) if k == axis else (0, 0) for k in range(a.ndim)])
+
+        return self._select(extend, count)
+
+    def scaled(self, weights: Float[Array, " N"]) -> "PointRows":
+        return PointRows(tuple(part.scaled(weights) for part in self.parts), self.count, self.size, self.dtype)
+
+    def _select(self, f, count: int) -> "PointRows":
+        return PointRows(tuple(part.map_rows(f) for part in self.parts), count, self.size, self.dtype)
+
+    @property
+    def terms(self) -> int:
+        return max([part.terms for part in self.parts if isinstance(part, Factored)], default=1)
+
+    @property
+    def explicit_size(self) -> int:
+        return sum(part.view.size for part in self.parts if not isinstance(part, Factored))
+
+    @property
+    def product_flops(self) -> float:
+        """Flops of `J v` and `J^T w` together."""
+        return 4.0 * self.count * sum(p.view.size * (p.terms if isinstance(p, Factored) else 1) for p in self.parts)
+
+    @property
+    def rows_flops(self) -> float:
+        return 2.0 * self.count * sum(p.view.size * p.terms for p in self.parts if isinstance(p, Factored))
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no entry belongs to two contributions."""
+        return not any(a.view.overlaps(b.view) for i, a in enumerate(self.parts) for b in self.parts[:i])
+
+    def row_squares(self) -> Float[Array, " N"]:
+        if self.disjoint:
+            return _sum([part.row_squares() for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
+        return jnp.sum(self.columns() ** 2, axis=0)
+
+
+def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
+    """`J_a J_b^T`, contribution by contribution, each in the cheaper of its forms."""
+    terms = []
+    for x in a.parts:
+        for y in b.parts:
+            if x.view == y.view:
+                if isinstance(x, Factored) and isinstance(y, Factored) and factors_pay(x.view, x.terms, y.terms):
+                    terms.append(_factor_product(x, y))
+                else:
+                    terms.append(x.columns().T @ y.columns())
+            elif x.view.overlaps(y.view):
+                start, stop = min(x.view.start, y.view.start), max(x.view.stop, y.view.stop)
+                left, right = (_add([(p.view, p.columns())], a.size, a.dtype, p.count)[start:stop] for p in (x, y))
+                terms.append(left.T @ right)
+    return _sum(terms) if terms else jnp.zeros((a.count, b.count), a.dtype)
+
+
+def factors_pay(view: View, terms_a: int, terms_b: int) -> bool:
+    """Whether `sum_ts (l_t . l_s)(r_t . r_s)` costs less than the product of explicit rows.
+
+    Flops a pair of points: `2 T_a T_b (rows + columns)` and the reduction, against `2 rows columns`.
+    """
+    rows, columns = view.shape
+    return terms_a * terms_b * (rows + columns + REDUCTION) < rows * columns
+
+
+def product_flops(a: PointRows, b: PointRows) -> float:
+    """What `product` costs a pair of points."""
+    total = 0.0
+    for x in a.parts:
+        for y in b.parts:
+            if isinstance(x, Factored) and isinstance(y, Factored) and x.view == y.view:
+                rows, columns = x.view.shape
+                total += 2 * min(x.terms * y.terms * (rows + columns + REDUCTION), rows * columns)
+            elif x.view.overlaps(y.view):
+                total += 2.0 * x.view.size
+    return total
+
+
+def _factor_product(x: Factored, y: Factored) -> Float[Array, "Na Nb"]:
+    def gram(a, b):
+        return a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
+
+    (left_x, right_x), (left_y, right_y) = x.stacked(), y.stacked()
+    entries = gram(left_x, left_y) * gram(right_x, right_y)
+    return jnp.sum(entries.reshape(x.count, x.terms, y.count, y.terms), axis=(1, 3))
+
+
+def _sum(terms: Sequence[Array]) -> Array:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _add(parts: Sequence[tuple[View, Array]], size: int, dtype, *tail: int) -> Array:
+    """Values on their entries, summed into an array with a leading axis of `size`."""
+    whole = [(view, values) for view, values in parts if view.size]
+    ordered = sorted(whole, key=lambda part: part[0].start)
+    stops = [0, *(view.stop for view, _ in ordered)]
+    if all(view.contiguous and view.start >= stop for (view, _), stop in zip(ordered, stops, strict=False)):
+        pieces, end = [], 0  # side by side: one copy
+        for view, values in ordered:
+            if view.start > end:
+                pieces.append(jnp.zeros((view.start - end, *tail), dtype))
+            pieces.append(values.reshape(view.size, *tail))
+            end = view.stop
+        if end < size:
+            pieces.append(jnp.zeros((size - end, *tail), dtype))
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+    total = jnp.zeros((size, *tail), dtype)
+    for view, values in whole:
+        total = view.add(total, values)
+    return total
