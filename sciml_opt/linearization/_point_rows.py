@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size
-from ._rows import Contribution, Explicit, Factored, PointRows, Pulled
+from ._rows import Contribution, Explicit, Factored, PointRows, Pulled, join
 from ._taps import Matrix, Tapped
 from ._views import View, leaf_views
 
@@ -43,7 +43,7 @@ def point_rows(
         # Few entries are fewer numbers than their factors. At least as in a second-order residual, so that the terms of
         # an objective take the same form.
         if view.size <= max(rows.terms, SECOND_ORDER) * sum(view.shape):
-            return Explicit(View(view.indices.reshape(-1)), rows.columns())
+            return Explicit(View(view.indices.reshape(-1)), rows.explicit().T)
         return rows
 
     shown: list[Contribution] = []
@@ -61,26 +61,10 @@ def point_rows(
             shown.append(Explicit(dense.view, values))
         else:
             pulled.append(Explicit(segment[dense.use], values))
-    parts = _join(shown)
+    parts = join(shown)
     if pulled:
         touched = sorted(set().union(*(tapped.uses[i].leaves for i in generic)))
         entries = View(np.concatenate([leaf_views(shapes)[i].reshape(-1) for i in touched]))
         structure = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
         parts.append(Pulled(entries, tapped.arrays, structure, tuple(pulled), ravel(params), tapped.constants))
     return PointRows(tuple(parts), count * tapped.size, size, dtype)
-
-
-def _join(parts: list[Contribution]) -> list[Contribution]:
-    """All explicit rows on disjoint entries as one block, in the order of the entries: one matrix product, not many."""
-    explicit = sorted((p for p in parts if isinstance(p, Explicit)), key=lambda p: p.view.start)
-    rest: list[Contribution] = [p for p in parts if not isinstance(p, Explicit)]
-    joined: list[Explicit] = []
-    for part in explicit:
-        if any(part.view.overlaps(other.view) for other in joined):
-            rest.append(part)
-        else:
-            joined.append(part)
-    if not joined:
-        return rest
-    view = View(np.concatenate([part.view.indices for part in joined]))
-    return [Explicit(view, jnp.concatenate([part.values for part in joined])), *rest]

@@ -42,8 +42,8 @@ class Contribution(eqx.Module):
         """The product with the transpose, shaped like the view."""
 
     @abc.abstractmethod
-    def columns(self) -> Float[Array, "size N"]:
-        """The transpose, on the entries of the view only."""
+    def explicit(self) -> Float[Array, "N size"]:
+        """The rows themselves, on the entries of the view only."""
 
     @abc.abstractmethod
     def map_rows(self, f: Callable[[Array, int], Array]) -> "Contribution":
@@ -62,8 +62,8 @@ class Factored(Contribution):
     """`sum_k sum_t lefts[k][n, t] rights[k][n, t]^T` on a matrix of parameters."""
 
     view: View = eqx.field(static=True)
-    lefts: tuple[Float[Array, "N T rows"], ...]
-    rights: tuple[Float[Array, "N T columns"], ...]
+    lefts: tuple[Float[Array, "N _ rows"], ...]
+    rights: tuple[Float[Array, "N _ columns"], ...]
 
     @property
     def count(self) -> int:
@@ -92,13 +92,12 @@ class Factored(Contribution):
             products.append(flatten(left).T @ flatten(right))
         return _sum(products)
 
-    def columns(self):
-        # Elementwise with the points last: a batched product of small matrices is many times slower on CPU.
-        terms: list[Array] = []
-        for left, right in self._pairs():
-            left, right = left.transpose(1, 2, 0), right.transpose(1, 2, 0)
-            terms += [left[t][:, None, :] * right[t][None, :, :] for t in range(left.shape[0])]
-        return _sum(terms).reshape(self.view.size, self.count)
+    def explicit(self):
+        # Elementwise: a batched product of small matrices is slower on CPU, and so are rows with the points last.
+        terms = [
+            left[:, t, :, None] * right[:, t, None, :] for left, right in self._pairs() for t in range(left.shape[1])
+        ]
+        return _sum(terms).reshape(self.count, self.view.size)
 
     def map_rows(self, f):
         return Factored(self.view, tuple(f(a, 0) for a in self.lefts), tuple(f(a, 0) for a in self.rights))
@@ -138,8 +137,8 @@ class Explicit(Contribution):
     def rmv(self, w):
         return self.values @ w
 
-    def columns(self):
-        return self.values
+    def explicit(self):
+        return self.values.T
 
     def map_rows(self, f):
         return Explicit(self.view, f(self.values, 1))
@@ -170,12 +169,11 @@ class Pulled(Contribution):
         return _sum([rows.mv(tangent) for rows in self.rows])
 
     def rmv(self, w):
-        return self.view.read(self._pull(_add([(rows.view, rows.rmv(w)) for rows in self.rows], self._size, w.dtype)))
+        return self.view.read(self._pull(_add([(rows.view, rows.rmv(w).reshape(-1)) for rows in self.rows], self._size)))
 
-    def columns(self):
-        parts = [(rows.view, rows.columns()) for rows in self.rows]
-        cotangents = _add(parts, self._size, self.flat.dtype, self.count)
-        return self.view.read(jax.vmap(self._pull, 1, 1)(cotangents))
+    def explicit(self):
+        cotangents = _add([(rows.view, rows.explicit()) for rows in self.rows], self._size)
+        return self.view.read(jax.vmap(self._pull)(cotangents))
 
     def map_rows(self, f):
         return eqx.tree_at(lambda p: p.rows, self, tuple(rows.map_rows(f) for rows in self.rows))
@@ -184,7 +182,7 @@ class Pulled(Contribution):
         return eqx.tree_at(lambda p: p.rows, self, tuple(rows.scaled(weights) for rows in self.rows))
 
     def row_squares(self) -> Float[Array, " N"]:
-        return jnp.sum(self.columns() ** 2, axis=0)
+        return jnp.sum(self.explicit() ** 2, axis=1)
 
     @property
     def _size(self) -> int:
@@ -214,10 +212,14 @@ class PointRows(eqx.Module):
         return _sum([part.mv(flat) for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
 
     def rmv(self, w: Float[Array, " N"]) -> Float[Array, " P"]:
-        return _add([(part.view, part.rmv(w)) for part in self.parts], self.size, self.dtype)
+        if not self.parts:
+            return jnp.zeros(self.size, self.dtype)
+        return _add([(part.view, part.rmv(w).reshape(-1)) for part in self.parts], self.size)
 
-    def columns(self) -> Float[Array, "P N"]:
-        return _add([(part.view, part.columns()) for part in self.parts], self.size, self.dtype, self.count)
+    def explicit(self) -> Float[Array, "N P"]:
+        if not self.parts:
+            return jnp.zeros((self.count, self.size), self.dtype)
+        return _add([(part.view, part.explicit()) for part in self.parts], self.size)
 
     def slice(self, start: Int[Array, ""] | int, size: int) -> "PointRows":
         """`size` rows from `start` on."""
@@ -267,7 +269,7 @@ class PointRows(eqx.Module):
     def row_squares(self) -> Float[Array, " N"]:
         if self.disjoint:
             return _sum([part.row_squares() for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
-        return jnp.sum(self.columns() ** 2, axis=0)
+        return jnp.sum(self.explicit() ** 2, axis=1)
 
 
 def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
@@ -275,25 +277,26 @@ def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
     terms = []
     for x in a.parts:
         for y in b.parts:
-            if x.view == y.view:
-                if isinstance(x, Factored) and isinstance(y, Factored) and factors_pay(x.view, x.terms, y.terms):
-                    terms.append(_factor_product(x, y))
-                else:
-                    terms.append(x.columns().T @ y.columns())
+            if _factors_pay(x, y):
+                terms.append(_factor_product(x, y))
+            elif x.view == y.view:
+                terms.append(x.explicit() @ y.explicit().T)
             elif x.view.overlaps(y.view):
                 start, stop = min(x.view.start, y.view.start), max(x.view.stop, y.view.stop)
-                left, right = (_add([(p.view, p.columns())], a.size, a.dtype, p.count)[start:stop] for p in (x, y))
-                terms.append(left.T @ right)
+                left, right = (_add([(p.view, p.explicit())], a.size)[:, start:stop] for p in (x, y))
+                terms.append(left @ right.T)
     return _sum(terms) if terms else jnp.zeros((a.count, b.count), a.dtype)
 
 
-def factors_pay(view: View, terms_a: int, terms_b: int) -> bool:
+def _factors_pay(x: Contribution, y: Contribution) -> bool:
     """Whether `sum_ts (l_t . l_s)(r_t . r_s)` costs less than the product of explicit rows.
 
-    Flops a pair of points: `2 T_a T_b (rows + columns)` and the reduction, against `2 rows columns`.
+    Flops a pair of points: `2 T_x T_y (rows + columns)` and the reduction, against `2 rows columns`.
     """
-    rows, columns = view.shape
-    return terms_a * terms_b * (rows + columns + REDUCTION) < rows * columns
+    if not (isinstance(x, Factored) and isinstance(y, Factored) and x.view == y.view):
+        return False
+    rows, columns = x.view.shape
+    return x.terms * y.terms * (rows + columns + REDUCTION) < rows * columns
 
 
 def product_flops(a: PointRows, b: PointRows) -> float:
@@ -301,12 +304,40 @@ def product_flops(a: PointRows, b: PointRows) -> float:
     total = 0.0
     for x in a.parts:
         for y in b.parts:
-            if isinstance(x, Factored) and isinstance(y, Factored) and x.view == y.view:
-                rows, columns = x.view.shape
-                total += 2 * min(x.terms * y.terms * (rows + columns + REDUCTION), rows * columns)
+            if _factors_pay(x, y):
+                total += 2 * x.terms * y.terms * (sum(x.view.shape) + REDUCTION)
             elif x.view.overlaps(y.view):
                 total += 2.0 * x.view.size
     return total
+
+
+def expand(a: PointRows, b: PointRows, budget: int) -> PointRows:
+    """`a` with explicit rows, joined, where its product with `b` would form them anyway and they fit into the budget."""
+    parts = []
+    for x in a.parts:
+        pays = any(_factors_pay(x, y) for y in b.parts)
+        size = a.count * x.view.size * a.dtype.itemsize
+        if not pays and not isinstance(x, Explicit) and size <= budget:
+            budget -= size
+            x = Explicit(View(x.view.indices.reshape(-1)), x.explicit().T)
+        parts.append(x)
+    return PointRows(tuple(join(parts)), a.count, a.size, a.dtype)
+
+
+def join(parts: Sequence[Contribution]) -> list[Contribution]:
+    """All explicit rows on disjoint entries as one block, in the order of the entries: one matrix product, not many."""
+    explicit = sorted((p for p in parts if isinstance(p, Explicit)), key=lambda p: p.view.start)
+    rest: list[Contribution] = [p for p in parts if not isinstance(p, Explicit)]
+    joined: list[Explicit] = []
+    for part in explicit:
+        if any(part.view.overlaps(other.view) for other in joined):
+            rest.append(part)
+        else:
+            joined.append(part)
+    if len(joined) < 2:
+        return [*joined, *rest]
+    view = View(np.concatenate([part.view.indices for part in joined]))
+    return [Explicit(view, jnp.concatenate([part.values for part in joined])), *rest]
 
 
 def _factor_product(x: Factored, y: Factored) -> Float[Array, "Na Nb"]:
@@ -325,22 +356,22 @@ def _sum(terms: Sequence[Array]) -> Array:
     return total
 
 
-def _add(parts: Sequence[tuple[View, Array]], size: int, dtype, *tail: int) -> Array:
-    """Values on their entries, summed into an array with a leading axis of `size`."""
-    whole = [(view, values) for view, values in parts if view.size]
-    ordered = sorted(whole, key=lambda part: part[0].start)
+def _add(parts: Sequence[tuple[View, Array]], size: int) -> Array:
+    """Values on their entries, summed into an array whose last axis has the given size."""
+    dtype, lead = parts[0][1].dtype, parts[0][1].shape[:-1]
+    ordered = sorted(parts, key=lambda part: part[0].start)
     stops = [0, *(view.stop for view, _ in ordered)]
     if all(view.contiguous and view.start >= stop for (view, _), stop in zip(ordered, stops, strict=False)):
         pieces, end = [], 0  # side by side: one copy
         for view, values in ordered:
             if view.start > end:
-                pieces.append(jnp.zeros((view.start - end, *tail), dtype))
-            pieces.append(values.reshape(view.size, *tail))
+                pieces.append(jnp.zeros((*lead, view.start - end), dtype))
+            pieces.append(values)
             end = view.stop
         if end < size:
-            pieces.append(jnp.zeros((size - end, *tail), dtype))
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
-    total = jnp.zeros((size, *tail), dtype)
-    for view, values in whole:
+            pieces.append(jnp.zeros((*lead, size - end), dtype))
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+    total = jnp.zeros((*lead, size), dtype)
+    for view, values in parts:
         total = view.add(total, values)
     return total

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
-from ._rows import Explicit, PointRows, product, product_flops
+from ._rows import Contribution, Explicit, Factored, PointRows, expand, product, product_flops
 from ._views import View, leaf_views
 
 MEMORY = 2**28  # bytes that one operation may take for its temporaries, unless told otherwise
@@ -71,7 +71,8 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return unravel(flat, self.in_structure())
 
     def as_matrix(self) -> Float[Array, "N P"]:
-        return self._columns().T
+        rows = [group.explicit() for group in self.rows]
+        return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
     def transpose(self) -> lx.FunctionLinearOperator:
         return lx.FunctionLinearOperator(self.rmv, self.out_structure())
@@ -86,8 +87,8 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     def gram(self, weights: Float[Array, " N"] | None = None, *, memory: int = MEMORY) -> Float[Array, "P P"]:
         """`J^T J`, or `J^T diag(weights) J`. **Cost:** `N P^2` flops."""
 
-        def block(columns, w):
-            return symmetric_product(columns) if w is None else (columns * w[None, :]) @ columns.T
+        def block(rows, w):
+            return symmetric_product(rows.T) if w is None else (rows.T * w[None, :]) @ rows
 
         return self._accumulate(block, weights, memory)
 
@@ -110,17 +111,17 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         blocks: list[list[Array]] = [[] for _ in self.rows]
         for i, a in enumerate(self.rows):
             for j, b in enumerate(self.rows[:i]):
-                block = _tiled(a, b, scale, memory)
+                block = _kernel(a, b, scale, memory)
                 blocks[i].append(block)
                 blocks[j].append(block.T)
-            blocks[i].append(_tiled(a, None, scale, memory))
+            blocks[i].append(_kernel(a, a, scale, memory))
         return blocks[0][0] if len(blocks) == 1 else jnp.block(blocks)
 
     def column_norms(self, *, memory: int = MEMORY) -> PyTree:
         """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree. **Cost:** `N P` flops."""
 
-        def squares(columns, w):
-            return jnp.sum(columns**2, axis=1)
+        def squares(rows, w):
+            return jnp.sum(rows**2, axis=0)
 
         return unravel(jnp.sqrt(self._accumulate(squares, None, memory)), self.in_structure())
 
@@ -133,8 +134,8 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         leaves, treedef = self._structure
         splits = np.cumsum([math.prod(leaf.shape) for leaf in leaves])[:-1]
 
-        def grams(columns, w):
-            return [symmetric_product(part) for part in jnp.split(columns, splits)]
+        def grams(rows, w):
+            return [symmetric_product(part.T) for part in jnp.split(rows, splits, axis=1)]
 
         return jax.tree.unflatten(treedef, self._accumulate(grams, None, memory))
 
@@ -177,19 +178,13 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         stops = np.cumsum([group.count for group in self.rows])[:-1]
         return zip(self.rows, jnp.split(w, stops), strict=True)
 
-    def _columns(self) -> Float[Array, "P N"]:
-        columns = [group.columns() for group in self.rows]
-        return columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=1)
-
     def _accumulate(self, f, weights, memory: int):
-        """The sum of `f(columns, weights)` over chunks of rows that fit into the memory."""
+        """The sum of `f(rows, weights)` over chunks of rows that fit into the memory."""
         chunk = max(1, memory // (self._size * self._dtype.itemsize))
         if self.out_structure().shape[0] <= chunk:
-            return f(self._columns(), weights)
-        parts = [
-            _over_chunks(f, group, w, chunk)
-            for group, w in (((g, None) for g in self.rows) if weights is None else self._split(weights))
-        ]
+            return f(self.as_matrix(), weights)
+        groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
+        parts = [_over_chunks(f, group, w, chunk) for group, w in groups]
         return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
 
 
@@ -199,16 +194,16 @@ def _join(pieces: Sequence[Array]) -> Array:
 
 def _over_chunks(f, group: PointRows, weights, chunk: int):
     if group.count <= chunk:
-        return f(group.columns(), weights)
+        return f(group.explicit(), weights)
     number = -(-group.count // chunk)
     padded = group.pad(number * chunk)
     weights = None if weights is None else jnp.pad(weights, (0, number * chunk - group.count))
 
     def step(total, i):
         w = None if weights is None else lax.dynamic_slice_in_dim(weights, i * chunk, chunk)
-        return jax.tree.map(jnp.add, total, f(padded.slice(i * chunk, chunk).columns(), w)), None
+        return jax.tree.map(jnp.add, total, f(padded.slice(i * chunk, chunk).explicit(), w)), None
 
-    like = jax.eval_shape(lambda: f(padded.slice(0, chunk).columns(), None if weights is None else weights[:chunk]))
+    like = jax.eval_shape(lambda: f(padded.slice(0, chunk).explicit(), None if weights is None else weights[:chunk]))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     return lax.scan(step, zero, jnp.arange(number))[0]
 
@@ -225,29 +220,49 @@ def symmetric_product(a: Float[Array, "n k"], parts: int = 4, least: int = 64) -
     return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in range(parts)] for i in range(parts)])
 
 
-def _tiled(a: PointRows, b: PointRows | None, scale: "_Scale | None", memory: int) -> Array:
-    """`J_a S J_b^T` tile by tile; without `b`, `J_a S J_a^T`, its lower half mirrored."""
-    tile = _tile(a, b or a, memory)
-    number_a, rows_a = _even(a.count, tile)
-    number_b, rows_b = (number_a, rows_a) if b is None else _even(b.count, tile)
+def _kernel(a: PointRows, b: PointRows, scale: "_Scale | None", memory: int) -> Array:
+    """`J_a S J_b^T`: explicit rows in one product, the factored ones tile by tile."""
+    same = a is b
+    a, b = expand(a, b, memory), a if same else expand(b, a, memory)
+    if same:
+        b = a
+    explicit = [x for x in a.parts if isinstance(x, Explicit) and sum(x.view.overlaps(y.view) for y in b.parts) == 1]
+    partner = [y for x in explicit for y in b.parts if x.view == y.view]
+    if len(partner) == len(explicit) == 1:  # one block of entries that no other contribution touches
+        x, y = explicit[0], partner[0]
+        rest_a, rest_b = (
+            PointRows(tuple(p for p in group.parts if p is not gone), group.count, group.size, group.dtype)
+            for group, gone in ((a, x), (b, y))
+        )
+        if same and scale is None:
+            block = symmetric_product(x.values.T)
+        else:
+            block = (x if scale is None else scale.apply(x)).explicit() @ y.values
+        return block + _tiled(rest_a, rest_b, same, scale, memory) if rest_a.parts and rest_b.parts else block
+    return _tiled(a, b, same, scale, memory)
+
+
+def _tiled(a: PointRows, b: PointRows, symmetric: bool, scale: "_Scale | None", memory: int) -> Array:
+    """`J_a S J_b^T` tile by tile; of a symmetric product the lower half, mirrored."""
+    tile = _tile(a, b, memory)
+    (number_a, rows_a), (number_b, rows_b) = _even(a.count, tile), _even(b.count, tile)
 
     def block(x, y):
         return product(x if scale is None else scale(x), y)
 
     if number_a == number_b == 1:
-        return block(a, a if b is None else b)
-    size_a, size_b = a.count, a.count if b is None else b.count
-    a = a.pad(number_a * rows_a)
-    pairs = [(i, j) for i in range(number_a) for j in range(i + 1 if b is None else number_b)]
+        return block(a, b)
+    size_a, size_b = a.count, b.count
+    a, b = a.pad(number_a * rows_a), b.pad(number_b * rows_b)
+    pairs = [(i, j) for i in range(number_a) for j in range(i + 1 if symmetric else number_b)]
     first, second = jnp.asarray(np.array(pairs, np.int32).T)
-    other = a if b is None else b.pad(number_b * rows_b)
     blocks = lax.map(
-        lambda pair: block(a.slice(pair[0] * rows_a, rows_a), other.slice(pair[1] * rows_b, rows_b)), (first, second)
+        lambda pair: block(a.slice(pair[0] * rows_a, rows_a), b.slice(pair[1] * rows_b, rows_b)), (first, second)
     )
     whole = jnp.zeros((number_a, rows_a, number_b, rows_b), a.dtype).at[first, :, second, :].set(blocks)
-    if b is None:
+    if symmetric:
         whole = whole.at[second, :, first, :].set(blocks.transpose(0, 2, 1))
-    return whole.reshape(a.count, other.count)[:size_a, :size_b]
+    return whole.reshape(a.count, b.count)[:size_a, :size_b]
 
 
 def _even(count: int, tile: int) -> tuple[int, int]:
@@ -281,16 +296,16 @@ class _Scale:
         self._flat = jnp.concatenate(spread)
 
     def __call__(self, rows: PointRows) -> PointRows:
-        return PointRows(tuple(self._one(part) for part in rows.parts), rows.count, rows.size, rows.dtype)
+        return PointRows(tuple(self.apply(part) for part in rows.parts), rows.count, rows.size, rows.dtype)
 
-    def _one(self, part):
+    def apply(self, part: Contribution) -> Contribution:
         for view, scale in zip(self._views, self._scales, strict=True):
-            if isinstance(scale, tuple) and part.view == view and hasattr(part, "rescaled"):
+            if isinstance(scale, tuple) and part.view == view and isinstance(part, Factored):
                 return part.rescaled(*(s.astype(self._dtype) for s in scale))
             if not isinstance(scale, tuple) and view.start <= part.view.start and part.view.stop <= view.stop:
                 return part.scaled(jnp.broadcast_to(scale, part.count).astype(self._dtype))
         flat = View(part.view.indices.reshape(-1))
-        return Explicit(flat, part.columns() * flat.read(self._flat)[:, None])
+        return Explicit(flat, part.explicit().T * flat.read(self._flat)[:, None])
 
 
 def _itself(operator: StructuredJacobian) -> StructuredJacobian:

@@ -46,16 +46,14 @@ class View:
         return View(self.indices.T)
 
     def read(self, flat: Any) -> Any:
-        """The entries of a flat vector, or of the leading axis of an array."""
-        tail = flat.shape[1:]
-        part = flat[self.start : self.stop] if self.contiguous else flat[self.indices.reshape(-1)]
-        return part.reshape(*self.shape, *tail)
+        """The entries of a flat vector, or of the last axis of an array."""
+        part = flat[..., self.start : self.stop] if self.contiguous else flat[..., self.indices.reshape(-1)]
+        return part.reshape(*flat.shape[:-1], *self.shape)
 
     def add(self, flat: Any, values: Any) -> Any:
-        """`flat` with `values` added at the entries (along the leading axis)."""
-        values = values.reshape(self.size, *flat.shape[1:])
+        """`flat` with `values` added at the entries of its last axis."""
         where = slice(self.start, self.stop) if self.contiguous else self.indices.reshape(-1)
-        return flat.at[where].add(values)
+        return flat.at[..., where].add(values.reshape(*flat.shape[:-1], self.size))
 
     def overlaps(self, other: "View") -> bool:
         if self.stop <= other.start or other.stop <= self.start:
