@@ -108,11 +108,10 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
     tapped = Tapped(block.inner, params, point)
     z, outputs = tapped.evaluate(params, block.points, block.chunk)
-    n, m = z.shape
     if block.least_squares:
         scale = jnp.sqrt(block.weights)
         residual = (scale[:, None] * z).reshape(-1)
-        rows = point_rows(tapped, outputs, params, n, lambda a: a * scale.reshape(-1, *(1,) * (a.ndim - 1)))
+        rows = point_rows(tapped, outputs, params, scale)
         value = jnp.sum(block.weights * jax.vmap(block.outer)(z, block.points))
         return value, rows.rmv(residual), rows, jnp.zeros((), jnp.int32), residual
     ell, slopes = jax.vmap(jax.value_and_grad(block.outer))(z, block.points)
@@ -121,7 +120,7 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     # Rounding leaves singular blocks (0.5 |grad u|^2 has a zero row for u) slightly negative: that is no clipping.
     floor = -z.dtype.type(100) * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(eigenvalues), axis=1, keepdims=True)
     clipped = jnp.sum(eigenvalues < floor, dtype=jnp.int32)
-    factors = eigenvectors * jnp.sqrt(block.weights[:, None] * jnp.maximum(eigenvalues, 0))[:, None, :]
-    gradient = point_rows(tapped, outputs, params, n, lambda a: a).rmv((block.weights[:, None] * slopes).reshape(-1))
-    whitened = point_rows(tapped, outputs, params, n, lambda a: jnp.einsum("nm...,nmk->nk...", a, factors))
+    factors = eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]
+    gradient = point_rows(tapped, outputs, params, block.weights).rmv(slopes.reshape(-1))
+    whitened = point_rows(tapped, outputs, params, jnp.sqrt(block.weights), factors)
     return jnp.sum(block.weights * ell), gradient, whitened, clipped, None

@@ -1,11 +1,11 @@
 """From the outputs of a tapped program to rows of a Jacobian: scaling, and the choice of form matrix by matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size
 from ._rows import Contribution, Explicit, Factored, PointRows, Pulled, join
@@ -16,13 +16,17 @@ SECOND_ORDER = 4  # outer products a row of a second-order residual in two dimen
 
 
 def point_rows(
-    tapped: Tapped, outputs: Sequence[Array], params: PyTree, count: int, whiten: Callable[[Array], Array]
+    tapped: Tapped,
+    outputs: Sequence[Array],
+    params: PyTree,
+    scale: Float[Array, " N"],
+    mix: Float[Array, "N m m"] | None = None,
 ) -> PointRows:
-    """The rows of `count` points and `m` outputs, point by point.
+    """The rows of `N` points with `m` outputs, point by point: `scale_n sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`.
 
-    **Arguments:** `outputs` of `tapped.evaluate`; `whiten` maps what is linear in the cotangents, `(N, m, ...)`, to the
-    same shape.
+    **Arguments:** `outputs` of `tapped.evaluate`; `mix`, the identity by default.
     """
+    count, m = scale.shape[0], tapped.size
     size, dtype = tree_size(params), tree_dtype(params)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     starts = np.cumsum([0, *(int(np.prod(shape)) for shape in tapped.arrays.shapes)])
@@ -31,19 +35,23 @@ def point_rows(
 
     def gather(numbers: Sequence[int], cotangent: bool) -> Array:
         total = sum((outputs[i] for i in numbers[1:]), start=outputs[numbers[0]]).astype(dtype)
-        total = whiten(total) if cotangent else jnp.broadcast_to(total[:, None], (count, tapped.size, *total.shape[1:]))
-        return total.reshape(count * tapped.size, *total.shape[2:])
+        if not cotangent:
+            total = jnp.broadcast_to(total[:, None], (count, m, *total.shape[1:]))
+        elif mix is not None:
+            total = jnp.einsum("nm...,nmk->nk...", total, mix)
+        return total.reshape(count * m, *total.shape[2:])
 
     def factored(matrix: Matrix, view: View) -> Contribution:
         rows = Factored(
             view,
             tuple(gather(pair.lefts, pair.cotangent_left) for pair in matrix.pairs),
             tuple(gather(pair.rights, not pair.cotangent_left) for pair in matrix.pairs),
+            jnp.repeat(scale, m),
         )
         # Few entries are fewer numbers than their factors. At least as in a second-order residual, so that the terms of
         # an objective take the same form.
         if view.size <= max(rows.terms, SECOND_ORDER) * sum(view.shape):
-            return Explicit(View(view.indices.reshape(-1)), rows.explicit().T)
+            return Explicit(View(view.indices.reshape(-1)), rows.explicit())
         return rows
 
     shown: list[Contribution] = []
@@ -56,7 +64,7 @@ def point_rows(
             indices = segment[matrix.use].indices.reshape(tapped.uses[matrix.use].var.aval.shape)
             pulled.append(factored(matrix, View(indices.transpose(site.axes).reshape(matrix.shape))))
     for dense in tapped.dense:
-        values = whiten(outputs[dense.output].astype(dtype)).reshape(count * tapped.size, -1).T
+        values = gather((dense.output,), True) * jnp.repeat(scale, m)[:, None]
         if dense.view is not None:
             shown.append(Explicit(dense.view, values))
         else:
@@ -67,4 +75,4 @@ def point_rows(
         entries = View(np.concatenate([leaf_views(shapes)[i].reshape(-1) for i in touched]))
         structure = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
         parts.append(Pulled(entries, tapped.arrays, structure, tuple(pulled), ravel(params), tapped.constants))
-    return PointRows(tuple(parts), count * tapped.size, size, dtype)
+    return PointRows(tuple(parts), count * m, size, dtype)

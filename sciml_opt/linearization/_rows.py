@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ._taps import Hoist
-from ._views import View
+from ._views import View, assemble
 
 # Reducing one entry of a T x T tile costs as much as this many multiply-adds of a matrix product (measured, CPU).
 REDUCTION = 24.0
@@ -46,8 +46,8 @@ class Contribution(eqx.Module):
         """The rows themselves, on the entries of the view only."""
 
     @abc.abstractmethod
-    def map_rows(self, f: Callable[[Array, int], Array]) -> "Contribution":
-        """Apply `f(array, axis)`, which selects or scales rows, to what is linear in them."""
+    def map_rows(self, f: Callable[[Array], Array]) -> "Contribution":
+        """Apply `f`, which selects rows, to every array that has them on its leading axis."""
 
     @abc.abstractmethod
     def row_squares(self) -> Float[Array, " N"]:
@@ -59,15 +59,16 @@ class Contribution(eqx.Module):
 
 
 class Factored(Contribution):
-    """`sum_k sum_t lefts[k][n, t] rights[k][n, t]^T` on a matrix of parameters."""
+    """`scale[n] sum_k sum_t lefts[k][n, t] rights[k][n, t]^T` on a matrix of parameters."""
 
     view: View = eqx.field(static=True)
     lefts: tuple[Float[Array, "N _ rows"], ...]
     rights: tuple[Float[Array, "N _ columns"], ...]
+    scale: Float[Array, " N"]  # apart, since scaling the factors would be one more pass over them
 
     @property
     def count(self) -> int:
-        return self.lefts[0].shape[0]
+        return self.scale.shape[0]
 
     @property
     def terms(self) -> int:
@@ -77,77 +78,75 @@ class Factored(Contribution):
     def mv(self, flat):
         matrix = self.view.read(flat)
         products = [jnp.sum((right @ matrix.T) * left, axis=(1, 2)) for left, right in self._pairs()]
-        return _sum(products)
+        return self.scale * _sum(products)
 
     def rmv(self, w):
         def flatten(a):
             return a.reshape(-1, a.shape[-1])
 
-        products = []
-        for left, right in self._pairs():
-            if left.shape[2] <= right.shape[2]:
-                left = left * w[:, None, None]
-            else:
-                right = right * w[:, None, None]
-            products.append(flatten(left).T @ flatten(right))
-        return _sum(products)
+        w = (w * self.scale)[:, None, None]
+        slim = self.view.shape[0] <= self.view.shape[1]
+        pairs = [(left * w, right) if slim else (left, right * w) for left, right in self._pairs()]
+        return _sum([flatten(left).T @ flatten(right) for left, right in pairs])
 
     def explicit(self):
         # Elementwise: a batched product of small matrices is slower on CPU, and so are rows with the points last.
         terms = [
             left[:, t, :, None] * right[:, t, None, :] for left, right in self._pairs() for t in range(left.shape[1])
         ]
-        return _sum(terms).reshape(self.count, self.view.size)
+        return (self.scale[:, None, None] * _sum(terms)).reshape(self.count, self.view.size)
 
     def map_rows(self, f):
-        return Factored(self.view, tuple(f(a, 0) for a in self.lefts), tuple(f(a, 0) for a in self.rights))
+        lefts, rights = tuple(f(a) for a in self.lefts), tuple(f(a) for a in self.rights)
+        return Factored(self.view, lefts, rights, f(self.scale))
 
     def scaled(self, weights):
-        return Factored(self.view, tuple(a * weights[:, None, None] for a in self.lefts), self.rights)
+        return Factored(self.view, self.lefts, self.rights, self.scale * weights)
 
     def rescaled(self, rows: Array, columns: Array) -> "Factored":
         """The matrix entries times `rows[i] columns[j]`."""
         lefts = tuple(a * rows[None, None, :] for a in self.lefts)
-        return Factored(self.view, lefts, tuple(a * columns[None, None, :] for a in self.rights))
+        return Factored(self.view, lefts, tuple(a * columns[None, None, :] for a in self.rights), self.scale)
 
     def stacked(self) -> tuple[Float[Array, "N T rows"], Float[Array, "N T columns"]]:
         return jnp.concatenate(self.lefts, axis=1), jnp.concatenate(self.rights, axis=1)
 
     def row_squares(self) -> Float[Array, " N"]:
         left, right = self.stacked()
-        return jnp.sum(jnp.einsum("nti,nsi->nts", left, left) * jnp.einsum("nti,nsi->nts", right, right), axis=(1, 2))
+        entries = jnp.einsum("nti,nsi->nts", left, left) * jnp.einsum("nti,nsi->nts", right, right)
+        return self.scale**2 * jnp.sum(entries, axis=(1, 2))
 
     def _pairs(self):
         return zip(self.lefts, self.rights, strict=True)
 
 
 class Explicit(Contribution):
-    """The rows themselves, transposed: `J^T J` contracts the last axis, which is the faster layout on CPU."""
+    """The rows themselves."""
 
     view: View = eqx.field(static=True)  # of one axis
-    values: Float[Array, "size N"]
+    values: Float[Array, "N size"]
 
     @property
     def count(self) -> int:
-        return self.values.shape[1]
+        return self.values.shape[0]
 
     def mv(self, flat):
-        return self.view.read(flat) @ self.values
+        return self.values @ self.view.read(flat)
 
     def rmv(self, w):
-        return self.values @ w
+        return w @ self.values
 
     def explicit(self):
-        return self.values.T
+        return self.values
 
     def map_rows(self, f):
-        return Explicit(self.view, f(self.values, 1))
+        return Explicit(self.view, f(self.values))
 
     def scaled(self, weights):
-        return Explicit(self.view, self.values * weights[None, :])
+        return Explicit(self.view, self.values * weights[:, None])
 
     def row_squares(self) -> Float[Array, " N"]:
-        return jnp.sum(self.values**2, axis=0)
+        return jnp.sum(self.values**2, axis=1)
 
 
 class Pulled(Contribution):
@@ -169,10 +168,10 @@ class Pulled(Contribution):
         return _sum([rows.mv(tangent) for rows in self.rows])
 
     def rmv(self, w):
-        return self.view.read(self._pull(_add([(rows.view, rows.rmv(w).reshape(-1)) for rows in self.rows], self._size)))
+        return self.view.read(self._pull(assemble([(rows.view, rows.rmv(w).reshape(-1)) for rows in self.rows], self._size)))
 
     def explicit(self):
-        cotangents = _add([(rows.view, rows.explicit()) for rows in self.rows], self._size)
+        cotangents = assemble([(rows.view, rows.explicit()) for rows in self.rows], self._size)
         return self.view.read(jax.vmap(self._pull)(cotangents))
 
     def map_rows(self, f):
@@ -214,27 +213,27 @@ class PointRows(eqx.Module):
     def rmv(self, w: Float[Array, " N"]) -> Float[Array, " P"]:
         if not self.parts:
             return jnp.zeros(self.size, self.dtype)
-        return _add([(part.view, part.rmv(w).reshape(-1)) for part in self.parts], self.size)
+        return assemble([(part.view, part.rmv(w).reshape(-1)) for part in self.parts], self.size)
 
     def explicit(self) -> Float[Array, "N P"]:
         if not self.parts:
             return jnp.zeros((self.count, self.size), self.dtype)
-        return _add([(part.view, part.explicit()) for part in self.parts], self.size)
+        return assemble([(part.view, part.explicit()) for part in self.parts], self.size)
 
     def slice(self, start: Int[Array, ""] | int, size: int) -> "PointRows":
         """`size` rows from `start` on."""
-        return self._select(lambda a, axis: lax.dynamic_slice_in_dim(a, start, size, axis), size)
+        return self._select(lambda a: lax.dynamic_slice_in_dim(a, start, size), size)
 
     def take(self, indices: Int[Array, " k"]) -> "PointRows":
-        return self._select(lambda a, axis: jnp.take(a, indices, axis), indices.shape[0])
+        return self._select(lambda a: jnp.take(a, indices, axis=0), indices.shape[0])
 
     def pad(self, count: int) -> "PointRows":
         """The same with zero rows behind."""
         if count == self.count:
             return self
 
-        def extend(a, axis):
-            return jnp.pad(a, [(0, count - self.count) if k == axis else (0, 0) for k in range(a.ndim)])
+        def extend(a):
+            return jnp.pad(a, [(0, count - self.count), *[(0, 0)] * (a.ndim - 1)])
 
         return self._select(extend, count)
 
@@ -283,7 +282,7 @@ def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
                 terms.append(x.explicit() @ y.explicit().T)
             elif x.view.overlaps(y.view):
                 start, stop = min(x.view.start, y.view.start), max(x.view.stop, y.view.stop)
-                left, right = (_add([(p.view, p.explicit())], a.size)[:, start:stop] for p in (x, y))
+                left, right = (assemble([(p.view, p.explicit())], a.size)[:, start:stop] for p in (x, y))
                 terms.append(left @ right.T)
     return _sum(terms) if terms else jnp.zeros((a.count, b.count), a.dtype)
 
@@ -319,7 +318,7 @@ def expand(a: PointRows, b: PointRows, budget: int) -> PointRows:
         size = a.count * x.view.size * a.dtype.itemsize
         if not pays and not isinstance(x, Explicit) and size <= budget:
             budget -= size
-            x = Explicit(View(x.view.indices.reshape(-1)), x.explicit().T)
+            x = Explicit(View(x.view.indices.reshape(-1)), x.explicit())
         parts.append(x)
     return PointRows(tuple(join(parts)), a.count, a.size, a.dtype)
 
@@ -337,7 +336,7 @@ def join(parts: Sequence[Contribution]) -> list[Contribution]:
     if len(joined) < 2:
         return [*joined, *rest]
     view = View(np.concatenate([part.view.indices for part in joined]))
-    return [Explicit(view, jnp.concatenate([part.values for part in joined])), *rest]
+    return [Explicit(view, jnp.concatenate([part.values for part in joined], axis=1)), *rest]
 
 
 def _factor_product(x: Factored, y: Factored) -> Float[Array, "Na Nb"]:
@@ -346,32 +345,12 @@ def _factor_product(x: Factored, y: Factored) -> Float[Array, "Na Nb"]:
 
     (left_x, right_x), (left_y, right_y) = x.stacked(), y.stacked()
     entries = gram(left_x, left_y) * gram(right_x, right_y)
-    return jnp.sum(entries.reshape(x.count, x.terms, y.count, y.terms), axis=(1, 3))
+    products = jnp.sum(entries.reshape(x.count, x.terms, y.count, y.terms), axis=(1, 3))
+    return x.scale[:, None] * products * y.scale[None, :]
 
 
 def _sum(terms: Sequence[Array]) -> Array:
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-    return total
-
-
-def _add(parts: Sequence[tuple[View, Array]], size: int) -> Array:
-    """Values on their entries, summed into an array whose last axis has the given size."""
-    dtype, lead = parts[0][1].dtype, parts[0][1].shape[:-1]
-    ordered = sorted(parts, key=lambda part: part[0].start)
-    stops = [0, *(view.stop for view, _ in ordered)]
-    if all(view.contiguous and view.start >= stop for (view, _), stop in zip(ordered, stops, strict=False)):
-        pieces, end = [], 0  # side by side: one copy
-        for view, values in ordered:
-            if view.start > end:
-                pieces.append(jnp.zeros((*lead, view.start - end), dtype))
-            pieces.append(values)
-            end = view.stop
-        if end < size:
-            pieces.append(jnp.zeros((*lead, size - end), dtype))
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-    total = jnp.zeros((*lead, size), dtype)
-    for view, values in parts:
-        total = view.add(total, values)
     return total

@@ -56,7 +56,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         self._structure = (tuple(leaves), treedef)
         if isinstance(rows, jax.Array):
             size, count = rows.shape
-            explicit = Explicit(View(np.arange(size)), rows)
+            explicit = Explicit(View(np.arange(size)), rows.T)
             rows = [PointRows((explicit,), count, size, rows.dtype)]
         self.rows = tuple(rows)
 
@@ -235,9 +235,9 @@ def _kernel(a: PointRows, b: PointRows, scale: "_Scale | None", memory: int) -> 
             for group, gone in ((a, x), (b, y))
         )
         if same and scale is None:
-            block = symmetric_product(x.values.T)
+            block = symmetric_product(x.values)
         else:
-            block = (x if scale is None else scale.apply(x)).explicit() @ y.values
+            block = (x if scale is None else scale.apply(x)).explicit() @ y.values.T
         return block + _tiled(rest_a, rest_b, same, scale, memory) if rest_a.parts and rest_b.parts else block
     return _tiled(a, b, same, scale, memory)
 
@@ -305,7 +305,7 @@ class _Scale:
             if not isinstance(scale, tuple) and view.start <= part.view.start and part.view.stop <= view.stop:
                 return part.scaled(jnp.broadcast_to(scale, part.count).astype(self._dtype))
         flat = View(part.view.indices.reshape(-1))
-        return Explicit(flat, part.explicit().T * flat.read(self._flat)[:, None])
+        return Explicit(flat, part.explicit() * flat.read(self._flat)[None, :])
 
 
 def _itself(operator: StructuredJacobian) -> StructuredJacobian:

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
+
+
+RUNS = 64
 
 
 class View:
     """An array of distinct entries of the parameter vector (leaves raveled and concatenated), held as their indices.
 
-    Hashable by value. `contiguous` views, whole leaves or their transposes, are read and written by slices.
+    Hashable by value. Views of a few stretches, such as whole leaves, are read and written by slices.
     """
 
     def __init__(self, indices: np.ndarray):
@@ -20,6 +24,11 @@ class View:
         self.stop = int(self.indices.max()) + 1 if self.size else 0
         flat = self.indices.reshape(-1)
         self.contiguous = self.stop - self.start == self.size and bool(np.all(flat[1:] > flat[:-1]))
+        breaks = np.flatnonzero(np.diff(flat) != 1) + 1
+        edges = np.concatenate([[0], breaks, [self.size]]) if self.size else np.zeros(1, int)
+        self.runs = None  # (offset, start, length) of each stretch of neighbours, if they are few
+        if len(edges) - 1 <= RUNS:
+            self.runs = tuple((int(a), int(flat[a]), int(b - a)) for a, b in zip(edges[:-1], edges[1:], strict=True))
         self._hash = hash((self.shape, self.start, None if self.contiguous else self.indices.tobytes()))
 
     def __hash__(self):
@@ -47,13 +56,12 @@ class View:
 
     def read(self, flat: Any) -> Any:
         """The entries of a flat vector, or of the last axis of an array."""
-        part = flat[..., self.start : self.stop] if self.contiguous else flat[..., self.indices.reshape(-1)]
+        if self.runs is None:
+            part = flat[..., self.indices.reshape(-1)]
+        else:
+            pieces = [flat[..., start : start + length] for _, start, length in self.runs]
+            part = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
         return part.reshape(*flat.shape[:-1], *self.shape)
-
-    def add(self, flat: Any, values: Any) -> Any:
-        """`flat` with `values` added at the entries of its last axis."""
-        where = slice(self.start, self.stop) if self.contiguous else self.indices.reshape(-1)
-        return flat.at[..., where].add(values.reshape(*flat.shape[:-1], self.size))
 
     def overlaps(self, other: "View") -> bool:
         if self.stop <= other.start or other.stop <= self.start:
@@ -104,3 +112,30 @@ def propagate(eqn, operands: Sequence, views: dict) -> list[np.ndarray] | None:
     if name == "concatenate" and all(k is not None for k in known):
         return [np.concatenate(known, p["dimension"])]
     return None
+
+
+def assemble(parts: Sequence[tuple[View, Any]], size: int) -> Any:
+    """Values on their entries (along the last axis), summed into an array whose last axis has the given size."""
+    dtype, lead = parts[0][1].dtype, parts[0][1].shape[:-1]
+    pieces = [
+        (start, length, values[..., offset : offset + length])
+        for view, values in parts
+        for offset, start, length in view.runs or ()
+    ]
+    pieces.sort(key=lambda piece: piece[0])
+    ends = [0, *(start + length for start, length, _ in pieces)]
+    if all(view.runs is not None for view, _ in parts) and all(p[0] >= e for p, e in zip(pieces, ends, strict=False)):
+        row, end = [], 0  # side by side: one copy
+        for start, length, values in pieces:
+            if start > end:
+                row.append(jnp.zeros((*lead, start - end), dtype))
+            row.append(values)
+            end = start + length
+        if end < size:
+            row.append(jnp.zeros((*lead, size - end), dtype))
+        return row[0] if len(row) == 1 else jnp.concatenate(row, axis=-1)
+    total = jnp.zeros((*lead, size), dtype)
+    for view, values in parts:
+        where = slice(view.start, view.stop) if view.contiguous else view.indices.reshape(-1)
+        total = total.at[..., where].add(values)
+    return total
