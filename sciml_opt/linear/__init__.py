@@ -1,7 +1,20 @@
-"""Damped linear solves that lineax lacks: one factorisation, several right-hand sides, and a ladder when it fails."""
+"""Damped linear solves that lineax lacks: one factorisation, several right-hand sides, a fallback when it fails."""
 
+from ._cg import CGResult as CGResult
+from ._cg import conjugate_gradient as conjugate_gradient
 from ._cholesky import damped_cholesky as damped_cholesky
+from ._choose import SOLVES as SOLVES
+from ._choose import Choice as Choice
+from ._choose import Solve as Solve
+from ._choose import choose as choose
 from ._damped_solve import DampedSolve as DampedSolve
-from ._damped_solve import Scaling as Scaling
-from ._damped_solve import Solve as Solve
-from ._damped_solve import factorize as factorize
+from ._damped_solve import Solved as Solved
+from ._factorize import factorize as factorize
+from ._lsmr import lsmr as lsmr
+from ._minres import KrylovResult as KrylovResult
+from ._minres import minres as minres
+from ._nystrom import Nystrom as Nystrom
+from ._nystrom import nystrom as nystrom
+from ._orthogonal import orthogonal_factor as orthogonal_factor
+from ._scaling import Scaling as Scaling
+from ._spectrum import Spectrum as Spectrum
