@@ -80,16 +80,17 @@ def factorize(
     if marquardt:
         J = ScaledJacobian.of(jacobian, marquardt=True, leafwise=kind == "dual")
     damping = damping.astype(J.dtype)
+    gram = jacobian.gram() if kind == "primal" else None
     if relative:
-        damping = damping * J.largest_diagonal()
+        damping = damping * (J.largest_diagonal() if gram is None else jnp.max(jnp.diagonal(gram) / J.diagonal()))
     report = {
         "choice": jnp.int32(SOLVES.index(kind)),
         "predicted_flops": jnp.asarray(choice.flops, J.dtype),
         "_jacobian": J,
     }
     none = jnp.int32(0)
-    if kind == "primal":
-        lower, used, rung = damped_cholesky(jacobian.gram(), J.diagonal(), damping)
+    if gram is not None:
+        lower, used, rung = damped_cholesky(gram, J.diagonal(), damping)
         return PrimalSolve(damping=used, rung=rung, _lower=lower, **report)
     if kind == "dual":
         lower, used, rung = damped_cholesky(J.kernel(), jnp.ones((count,), J.dtype), damping)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
 from ._rows import Contribution, Explicit, Factored, PointRows, expand, product, product_flops
@@ -124,6 +124,11 @@ class StructuredJacobian(lx.AbstractLinearOperator):
             return jnp.sum(rows**2, axis=0)
 
         return unravel(jnp.sqrt(self._accumulate(squares, None, memory)), self.in_structure())
+
+    def largest_column_square(self, *, memory: int = MEMORY) -> Scalar:
+        """The largest entry of `diag(J^T J)`, the natural unit of a damping."""
+        norms = self.column_norms(memory=memory)
+        return jnp.max(jnp.stack([jnp.max(leaf).astype(self._dtype) for leaf in jax.tree.leaves(norms)])) ** 2
 
     def row_norms(self) -> Float[Array, " N"]:
         """Euclidean norms of the rows, `sqrt(diag(J J^T))`, from the factors."""

@@ -40,7 +40,7 @@ class EnergyNaturalGradientMethod(AbstractMethod):
             return grid_search(loss, params, direction, lin.value)
 
         lin = loss.linearize(params)
-        direction, factor = gauss_newton_direction(lin, state.damping, False, self.solve)
-        update, info = line_search_step(lin, direction, factor, search)
+        direction, factor, iterations = gauss_newton_direction(lin, state.damping, False, self.solve)
+        update, info = line_search_step(lin, direction, factor, iterations, search)
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

@@ -23,14 +23,17 @@ class DampedState(NamedTuple):
 
 def gauss_newton_direction(
     lin: Linearization, damping: Scalar, marquardt: bool, solve: Solve
-) -> tuple[PyTree, DampedSolve]:
-    """`-(J^T J + lambda D)^-1 grad`, with lambda = `damping` times the largest diagonal entry of `D^-1 J^T J`."""
+) -> tuple[PyTree, DampedSolve, Int[Array, ""]]:
+    """`-(J^T J + lambda D)^-1 grad`, with lambda = `damping` times the largest diagonal entry of `D^-1 J^T J`.
+
+    Returns it with the factorisation and the iterations that it took.
+    """
     residual = lin.residual
     factor = factorize(
         lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve, residual_form=residual is not None
     )
-    ascent = factor.from_gradient(lin.grad) if residual is None else factor.from_residual(residual)
-    return jax.tree.map(jnp.negative, ascent), factor
+    solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
+    return jax.tree.map(jnp.negative, solved.value), factor, solved.iterations
 
 
 class GaussNewtonMethod(AbstractMethod):
@@ -60,7 +63,7 @@ class GaussNewtonMethod(AbstractMethod):
             return armijo_search(loss, params, direction, lin.value, tree_dot(lin.grad, direction))
 
         lin = loss.linearize(params)
-        direction, factor = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
-        update, info = line_search_step(lin, direction, factor, search)
+        direction, factor, iterations = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
+        update, info = line_search_step(lin, direction, factor, iterations, search)
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
@@ -17,6 +18,7 @@ from ._method import AbstractMethod, Loss, StepInfo
 class LevenbergMarquardtState(NamedTuple):
     damping: Scalar  # lambda; set from the first Jacobian
     growth: Scalar  # nu of the Nielsen rule
+    size: Scalar  # the unit of lambda: the largest diagonal entry of D^-1 J^T J at the start
     steps: Int[Array, ""]
     info: StepInfo
 
@@ -55,28 +57,30 @@ class LevenbergMarquardtMethod(AbstractMethod):
 
     def init(self, params: PyTree) -> LevenbergMarquardtState:
         one = jnp.ones((), tree_dtype(params))
-        return LevenbergMarquardtState(0 * one, 2 * one, jnp.int32(0), StepInfo.empty(params))
+        return LevenbergMarquardtState(0 * one, 2 * one, one, jnp.int32(0), StepInfo.empty(params))
 
     def step(self, loss: Loss, params: PyTree, state: LevenbergMarquardtState):
         lin = loss.linearize(params)
         dtype = state.damping.dtype
-        norms = jnp.stack([jnp.max(leaf.astype(dtype)) for leaf in jax.tree.leaves(lin.jacobian.column_norms())])
-        # Marquardt scaling makes the diagonal of D^-1 J^T J one; otherwise lambda starts relative to its maximum.
-        size = jnp.ones((), dtype) if self.marquardt else jnp.max(norms) ** 2
-        damping = jnp.where(state.steps == 0, self.init_damping.astype(dtype) * size, state.damping)
+        first = state.steps == 0
+        size = state.size
+        if not self.marquardt:  # its scaling makes the diagonal of D^-1 J^T J one
+            size = lax.cond(first, lambda: lin.jacobian.largest_column_square(), lambda: size)
+        damping = jnp.where(first, self.init_damping.astype(dtype) * size, state.damping)
         factor = factorize(
             lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve, residual_form=lin.residual is not None
         )
 
-        def direction(y, g):
-            step = factor.from_gradient(g) if y is None else factor.from_residual(y)
-            return jax.tree.map(jnp.negative, step)
-
-        v = step = direction(lin.residual, lin.grad)
+        residual = lin.residual
+        solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
+        iterations = solved.iterations
+        v = step = jax.tree.map(jnp.negative, solved.value)
         scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         accelerated = jnp.zeros((), bool)
-        if self.geodesic and lin.residual is not None:
-            a = direction(second_derivative(loss.residual, params, v), None)
+        if self.geodesic and residual is not None:
+            solved = factor.solve_residual(second_derivative(loss.residual, params, v))
+            iterations = iterations + solved.iterations
+            a = jax.tree.map(jnp.negative, solved.value)
             length = tree_dot(a, jax.tree.map(jnp.multiply, factor.scale, a))
             limit = self.acceleration_limit.astype(dtype)
             accelerated = length <= limit**2 * tree_dot(v, scaled)  # false for a non-finite acceleration
@@ -102,10 +106,14 @@ class LevenbergMarquardtMethod(AbstractMethod):
             evaluations=jnp.int32(1),
             rung=factor.rung,
             clipped=lin.clipped,
+            solve=factor.choice,
+            predicted_flops=factor.predicted_flops,
+            iterations=iterations,
         )
         return update, LevenbergMarquardtState(
             damping=jnp.where(started, new_damping, state.damping),
             growth=jnp.where(started, growth, state.growth),
+            size=jnp.where(started, size, state.size),
             steps=state.steps + started.astype(jnp.int32),
             info=info,
         )

@@ -31,7 +31,9 @@ class StepInfo(NamedTuple):
     parameters moved; `damping`, lambda as it was used; `gain_ratio`, actual over predicted decrease; `step_size` of the
     line search; `step_norm` (of the step that was tried) and `grad_norm`, Euclidean; `accelerated`, whether the
     geodesic correction was used; `evaluations` of the loss at trial points; `rung` of the Cholesky ladder (0 Cholesky,
-    1 more damping, 2 eigenvalues); `clipped` negative eigenvalues of a non-convex outer function.
+    1 more damping, 2 eigenvalues); `clipped` negative eigenvalues of a non-convex outer function; `solve`, which linear
+    solve was taken (an index of `sciml_opt.linear.SOLVES`), `predicted_flops` of it (at the rate of a matrix product),
+    and its `iterations` (0 for a direct one).
     """
 
     loss: Scalar
@@ -46,11 +48,30 @@ class StepInfo(NamedTuple):
     evaluations: Int[Array, ""]
     rung: Int[Array, ""]
     clipped: Int[Array, ""]
+    solve: Int[Array, ""]
+    predicted_flops: Scalar
+    iterations: Int[Array, ""]
 
     @classmethod
     def empty(cls, params: PyTree) -> "StepInfo":
         number, flag, count = jnp.zeros((), tree_dtype(params)), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-        return cls(number, number, flag, number, number, number, number, number, flag, count, count, count)
+        return cls(
+            loss=number,
+            trial_loss=number,
+            accepted=flag,
+            damping=number,
+            gain_ratio=number,
+            step_size=number,
+            step_norm=number,
+            grad_norm=number,
+            accelerated=flag,
+            evaluations=count,
+            rung=count,
+            clipped=count,
+            solve=count,
+            predicted_flops=number,
+            iterations=count,
+        )
 
 
 class AbstractMethod(eqx.Module):
@@ -69,6 +90,7 @@ def line_search_step(
     lin: Linearization,
     direction: PyTree,
     factor: DampedSolve,
+    iterations: Int[Array, ""],
     search: Callable[[Linearization, PyTree], LineSearch],
 ) -> tuple[PyTree, StepInfo]:
     """The update `eta d` found by a line search along `d`, and what it did."""
@@ -89,5 +111,8 @@ def line_search_step(
         evaluations=found.evaluations,
         rung=factor.rung,
         clipped=lin.clipped,
+        solve=factor.choice,
+        predicted_flops=factor.predicted_flops,
+        iterations=iterations,
     )
     return update, info

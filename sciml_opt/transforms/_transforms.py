@@ -38,8 +38,8 @@ def levenberg_marquardt(
     - `geodesic`: add the second-order correction `a/2`, with `r_vv` the second derivative of the residual along `v`.
     - `acceleration_limit`: it is used while `|a| <= limit |v|` (norms of `D`).
     - `scaling`: `D = I`, or `D = diag(J^T J)` (in the dual form its mean over each leaf).
-    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), or `"auto"`, the smaller (primal for energies, whose dual form
-      loses digits as lambda falls).
+    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), `"qr"`, `"svd"`, `"cg"`, `"minres"`, `"lsmr"`, `"nystrom"`
+      (`sciml_opt.linear.factorize`), or `"auto"`: by predicted cost, memory and precision.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
@@ -190,7 +190,8 @@ def _update(preconditioner, updates, state, params=None, *, grad=None, value_fn=
         solve=preconditioner.solve,
         residual_form=residual is not None,
     )
-    direction = factor.from_gradient(updates) if residual is None else factor.from_residual(residual)
+    solved = factor.solve_gradient(updates) if residual is None else factor.solve_residual(residual)
+    direction = solved.value
     usable = tree_all_finite(direction)
     direction = tree_where(usable, direction, jax.tree.map(jnp.zeros_like, direction))
     info = StepInfo.empty(params)._replace(
@@ -202,5 +203,8 @@ def _update(preconditioner, updates, state, params=None, *, grad=None, value_fn=
         grad_norm=tree_norm(lin.grad),
         rung=factor.rung,
         clipped=lin.clipped,
+        solve=factor.choice,
+        predicted_flops=factor.predicted_flops,
+        iterations=solved.iterations,
     )
     return direction, ScaleByGaussNewtonState(state.steps + 1, info)
