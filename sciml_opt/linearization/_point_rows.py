@@ -75,4 +75,6 @@ def point_rows(
         entries = View(np.concatenate([leaf_views(shapes)[i].reshape(-1) for i in touched]))
         structure = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
         parts.append(Pulled(entries, tapped.arrays, structure, tuple(pulled), ravel(params), tapped.constants))
-    return PointRows(tuple(parts), count * m, size, dtype)
+    if not parts:  # the parameters do not matter
+        parts = [Explicit(View(np.arange(0)), jnp.zeros((count * m, 0), dtype))]
+    return PointRows(tuple(parts), size, dtype)

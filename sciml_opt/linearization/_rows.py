@@ -116,6 +116,17 @@ class Factored(Contribution):
         entries = jnp.einsum("nti,nsi->nts", left, left) * jnp.einsum("nti,nsi->nts", right, right)
         return self.scale**2 * jnp.sum(entries, axis=(1, 2))
 
+    def column_squares(self) -> Float[Array, " size"]:
+        """`sum_n scale_n^2 (sum_t l_t r_t^T)^2` expanded to `sum_ts`: matrix products, and no row is formed."""
+        left, right = self.stacked()
+        left = left * self.scale[:, None, None]
+        terms = [
+            (left[:, t] * left[:, s]).T @ (right[:, t] * right[:, s]) * (1 if t == s else 2)
+            for t in range(self.terms)
+            for s in range(t + 1)
+        ]
+        return jnp.maximum(_sum(terms), 0).reshape(-1)
+
     def _pairs(self):
         return zip(self.lefts, self.rights, strict=True)
 
@@ -147,6 +158,9 @@ class Explicit(Contribution):
 
     def row_squares(self) -> Float[Array, " N"]:
         return jnp.sum(self.values**2, axis=1)
+
+    def column_squares(self) -> Float[Array, " size"]:
+        return jnp.sum(self.values**2, axis=0)
 
 
 class Pulled(Contribution):
@@ -199,49 +213,94 @@ class Pulled(Contribution):
         return jax.vjp(self._arrays, self.flat)[1](cotangent)[0]
 
 
-class PointRows(eqx.Module):
-    """`N` rows of a Jacobian with `P` columns: the sum of its contributions."""
+class Rows(eqx.Module):
+    """A group of `N` rows of a Jacobian with `P` columns, on the flat vector of the parameters."""
+
+    size: eqx.AbstractVar[int]
+    dtype: eqx.AbstractVar[np.dtype]
+
+    @property
+    @abc.abstractmethod
+    def count(self) -> int:
+        """`N`."""
+
+    @abc.abstractmethod
+    def mv(self, flat: Float[Array, " P"]) -> Float[Array, " N"]: ...
+
+    @abc.abstractmethod
+    def rmv(self, w: Float[Array, " N"]) -> Float[Array, " P"]: ...
+
+    @abc.abstractmethod
+    def take(self, indices: Int[Array, " k"]) -> "PointRows":
+        """Some of the rows; indices are not checked."""
+
+    @abc.abstractmethod
+    def row_squares(self) -> Float[Array, " N"]:
+        """The squared norm of every row."""
+
+    @property
+    @abc.abstractmethod
+    def product_flops(self) -> float:
+        """Flops of `J v` and `J^T w` together."""
+
+    @property
+    @abc.abstractmethod
+    def rows_flops(self) -> float:
+        """Flops of forming explicit rows."""
+
+    def explicit(self) -> Float[Array, "N P"]:
+        return self.take(jnp.arange(self.count)).explicit()
+
+    def slice(self, start: Int[Array, ""] | int, size: int) -> "PointRows":
+        """`size` rows from `start` on; zero behind the last one."""
+        indices = start + jnp.arange(size)
+        inside = (indices < self.count).astype(self.dtype)
+        return self.take(jnp.minimum(indices, self.count - 1)).scaled(inside)
+
+    def pad(self, count: int) -> "Rows":
+        """The same, ready for slices of `count` rows in all."""
+        del count
+        return self
+
+
+class PointRows(Rows):
+    """Rows as a sum of contributions, at least one."""
 
     parts: tuple[Contribution, ...]
-    count: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
+    @property
+    def count(self) -> int:
+        return self.parts[0].count
+
     def mv(self, flat: Float[Array, " P"]) -> Float[Array, " N"]:
-        return _sum([part.mv(flat) for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
+        return _sum([part.mv(flat) for part in self.parts])
 
     def rmv(self, w: Float[Array, " N"]) -> Float[Array, " P"]:
-        if not self.parts:
-            return jnp.zeros(self.size, self.dtype)
         return assemble([(part.view, part.rmv(w).reshape(-1)) for part in self.parts], self.size)
 
     def explicit(self) -> Float[Array, "N P"]:
-        if not self.parts:
-            return jnp.zeros((self.count, self.size), self.dtype)
         return assemble([(part.view, part.explicit()) for part in self.parts], self.size)
 
     def slice(self, start: Int[Array, ""] | int, size: int) -> "PointRows":
-        """`size` rows from `start` on."""
-        return self._select(lambda a: lax.dynamic_slice_in_dim(a, start, size), size)
+        return self.map_rows(lambda a: lax.dynamic_slice_in_dim(a, start, size))
 
     def take(self, indices: Int[Array, " k"]) -> "PointRows":
-        return self._select(lambda a: jnp.take(a, indices, axis=0), indices.shape[0])
+        return self.map_rows(lambda a: jnp.take(a, indices, axis=0))
 
     def pad(self, count: int) -> "PointRows":
-        """The same with zero rows behind."""
-        if count == self.count:
-            return self
-
         def extend(a):
             return jnp.pad(a, [(0, count - self.count), *[(0, 0)] * (a.ndim - 1)])
 
-        return self._select(extend, count)
+        return self if count == self.count else self.map_rows(extend)
 
     def scaled(self, weights: Float[Array, " N"]) -> "PointRows":
-        return PointRows(tuple(part.scaled(weights) for part in self.parts), self.count, self.size, self.dtype)
+        return PointRows(tuple(part.scaled(weights) for part in self.parts), self.size, self.dtype)
 
-    def _select(self, f, count: int) -> "PointRows":
-        return PointRows(tuple(part.map_rows(f) for part in self.parts), count, self.size, self.dtype)
+    def map_rows(self, f: Callable[[Array], Array]) -> "PointRows":
+        """Apply `f` to every array that has the rows on its leading axis."""
+        return PointRows(tuple(part.map_rows(f) for part in self.parts), self.size, self.dtype)
 
     @property
     def terms(self) -> int:
@@ -253,7 +312,6 @@ class PointRows(eqx.Module):
 
     @property
     def product_flops(self) -> float:
-        """Flops of `J v` and `J^T w` together."""
         return 4.0 * self.count * sum(p.view.size * (p.terms if isinstance(p, Factored) else 1) for p in self.parts)
 
     @property
@@ -267,8 +325,14 @@ class PointRows(eqx.Module):
 
     def row_squares(self) -> Float[Array, " N"]:
         if self.disjoint:
-            return _sum([part.row_squares() for part in self.parts]) if self.parts else jnp.zeros(self.count, self.dtype)
+            return _sum([part.row_squares() for part in self.parts])
         return jnp.sum(self.explicit() ** 2, axis=1)
+
+    def column_squares(self) -> Float[Array, " P"] | None:
+        """The squared norms of the columns without forming rows, where the contributions allow it."""
+        if not self.disjoint or any(isinstance(part, Pulled) for part in self.parts):
+            return None
+        return assemble([(part.view, part.column_squares()) for part in self.parts], self.size)
 
 
 def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
@@ -320,7 +384,7 @@ def expand(a: PointRows, b: PointRows, budget: int) -> PointRows:
             budget -= size
             x = Explicit(View(x.view.indices.reshape(-1)), x.explicit())
         parts.append(x)
-    return PointRows(tuple(join(parts)), a.count, a.size, a.dtype)
+    return PointRows(tuple(join(parts)), a.size, a.dtype)
 
 
 def join(parts: Sequence[Contribution]) -> list[Contribution]:

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
-from ._rows import Contribution, Explicit, Factored, PointRows, expand, product, product_flops
+from ._rows import Contribution, Explicit, Factored, PointRows, Rows, expand, product, product_flops
 from ._views import View, leaf_views
 
 MEMORY = 2**28  # bytes that one operation may take for its temporaries, unless told otherwise
@@ -48,16 +48,16 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     **Cost:** see `cost`. Memory `N T (rows + columns)` a matrix.
     """
 
-    rows: tuple[PointRows, ...]
+    rows: tuple[Rows, ...]
     _structure: tuple = eqx.field(static=True)
 
-    def __init__(self, rows: Float[Array, "P N"] | Sequence[PointRows], structure: PyTree):
+    def __init__(self, rows: Float[Array, "P N"] | Sequence[Rows], structure: PyTree):
         leaves, treedef = jax.tree.flatten(tree_structure(structure))
         self._structure = (tuple(leaves), treedef)
         if isinstance(rows, jax.Array):
-            size, count = rows.shape
+            size = rows.shape[0]
             explicit = Explicit(View(np.arange(size)), rows.T)
-            rows = [PointRows((explicit,), count, size, rows.dtype)]
+            rows = [PointRows((explicit,), size, rows.dtype)]
         self.rows = tuple(rows)
 
     def mv(self, vector: PyTree) -> Float[Array, " N"]:
@@ -120,6 +120,11 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     def column_norms(self, *, memory: int = MEMORY) -> PyTree:
         """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree. **Cost:** `N P` flops."""
 
+        if self._size * self.out_structure().shape[0] * self._dtype.itemsize > memory:
+            parts = [group.column_squares() if isinstance(group, PointRows) else None for group in self.rows]
+            if not any(part is None for part in parts):
+                return unravel(jnp.sqrt(functools.reduce(jnp.add, parts)), self.in_structure())
+
         def squares(rows, w):
             return jnp.sum(rows**2, axis=0)
 
@@ -153,14 +158,14 @@ class StructuredJacobian(lx.AbstractLinearOperator):
             chosen = group.take(jnp.clip(local, 0, group.count - 1))
             parts += chosen.scaled(inside.astype(self._dtype)).parts if len(self.rows) > 1 else chosen.parts
             start += group.count
-        return StructuredJacobian([PointRows(tuple(parts), indices.shape[0], self._size, self._dtype)], self.in_structure())
+        return StructuredJacobian([PointRows(tuple(parts), self._size, self._dtype)], self.in_structure())
 
     @property
     def cost(self) -> Cost:
         """What the operations cost, in flops, from shapes alone."""
         count, size = self.out_structure().shape[0], self._size
         kernel = sum(
-            product_flops(a, b) * a.count * b.count * (0.5 if a is b else 1.0)
+            _pair_flops(a, b) * a.count * b.count * (0.5 if a is b else 1.0)
             for i, a in enumerate(self.rows)
             for b in self.rows[: i + 1]
         )
@@ -197,7 +202,7 @@ def _join(pieces: Sequence[Array]) -> Array:
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
 
 
-def _over_chunks(f, group: PointRows, weights, chunk: int):
+def _over_chunks(f, group: Rows, weights, chunk: int):
     if group.count <= chunk:
         return f(group.explicit(), weights)
     number = -(-group.count // chunk)
@@ -225,9 +230,11 @@ def symmetric_product(a: Float[Array, "n k"], parts: int = 4, least: int = 64) -
     return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in range(parts)] for i in range(parts)])
 
 
-def _kernel(a: PointRows, b: PointRows, scale: "_Scale | None", memory: int) -> Array:
+def _kernel(a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
     """`J_a S J_b^T`: explicit rows in one product, the factored ones tile by tile."""
     same = a is b
+    if not (isinstance(a, PointRows) and isinstance(b, PointRows)):
+        return _tiled(a, b, same, scale, memory)
     a, b = expand(a, b, memory), a if same else expand(b, a, memory)
     if same:
         b = a
@@ -236,18 +243,21 @@ def _kernel(a: PointRows, b: PointRows, scale: "_Scale | None", memory: int) -> 
     if len(partner) == len(explicit) == 1:  # one block of entries that no other contribution touches
         x, y = explicit[0], partner[0]
         rest_a, rest_b = (
-            PointRows(tuple(p for p in group.parts if p is not gone), group.count, group.size, group.dtype)
+            tuple(p for p in group.parts if p is not gone)
             for group, gone in ((a, x), (b, y))
         )
         if same and scale is None:
             block = symmetric_product(x.values)
         else:
             block = (x if scale is None else scale.apply(x)).explicit() @ y.values.T
-        return block + _tiled(rest_a, rest_b, same, scale, memory) if rest_a.parts and rest_b.parts else block
+        if not (rest_a and rest_b):
+            return block
+        a, b = PointRows(rest_a, a.size, a.dtype), PointRows(rest_b, b.size, b.dtype)
+        return block + _tiled(a, b, same, scale, memory)
     return _tiled(a, b, same, scale, memory)
 
 
-def _tiled(a: PointRows, b: PointRows, symmetric: bool, scale: "_Scale | None", memory: int) -> Array:
+def _tiled(a: Rows, b: Rows, symmetric: bool, scale: "_Scale | None", memory: int) -> Array:
     """`J_a S J_b^T` tile by tile; of a symmetric product the lower half, mirrored."""
     tile = _tile(a, b, memory)
     (number_a, rows_a), (number_b, rows_b) = _even(a.count, tile), _even(b.count, tile)
@@ -256,7 +266,7 @@ def _tiled(a: PointRows, b: PointRows, symmetric: bool, scale: "_Scale | None", 
         return product(x if scale is None else scale(x), y)
 
     if number_a == number_b == 1:
-        return block(a, b)
+        return block(a.slice(0, a.count), b.slice(0, b.count))
     size_a, size_b = a.count, b.count
     a, b = a.pad(number_a * rows_a), b.pad(number_b * rows_b)
     pairs = [(i, j) for i in range(number_a) for j in range(i + 1 if symmetric else number_b)]
@@ -267,7 +277,11 @@ def _tiled(a: PointRows, b: PointRows, symmetric: bool, scale: "_Scale | None", 
     whole = jnp.zeros((number_a, rows_a, number_b, rows_b), a.dtype).at[first, :, second, :].set(blocks)
     if symmetric:
         whole = whole.at[second, :, first, :].set(blocks.transpose(0, 2, 1))
-    return whole.reshape(a.count, b.count)[:size_a, :size_b]
+    return whole.reshape(number_a * rows_a, number_b * rows_b)[:size_a, :size_b]
+
+
+def _pair_flops(a: Rows, b: Rows) -> float:
+    return product_flops(*(jax.eval_shape(lambda g=group: g.slice(0, 1)) for group in (a, b)))
 
 
 def _even(count: int, tile: int) -> tuple[int, int]:
@@ -276,14 +290,15 @@ def _even(count: int, tile: int) -> tuple[int, int]:
     return number, -(-count // number)
 
 
-def _tile(a: PointRows, b: PointRows, memory: int) -> int:
+def _tile(a: Rows, b: Rows, memory: int) -> int:
     """Rows of one tile: large enough for the matrix products, small enough for cache and memory."""
-    terms = max(a.terms, b.terms)
-    tile = max(32, 512 // terms)
+    sample = [jax.eval_shape(lambda g=group: g.slice(0, 1)) for group in (a, b)]
+    terms = max(rows.terms for rows in sample)
+    explicit = max(1, *(rows.explicit_size for rows in sample))
     entry = a.dtype.itemsize
+    tile = 256 if terms == 1 else max(32, 512 // terms)
     most = math.isqrt(max(1, memory // (4 * entry * terms * terms)))
-    explicit = max(a.explicit_size, b.explicit_size, 1)
-    return max(1, min(tile if terms > 1 else 256, most, memory // (4 * entry * explicit)))
+    return max(1, min(tile, most, memory // (4 * entry * explicit)))
 
 
 class _Scale:
@@ -301,7 +316,7 @@ class _Scale:
         self._flat = jnp.concatenate(spread)
 
     def __call__(self, rows: PointRows) -> PointRows:
-        return PointRows(tuple(self.apply(part) for part in rows.parts), rows.count, rows.size, rows.dtype)
+        return PointRows(tuple(self.apply(part) for part in rows.parts), rows.size, rows.dtype)
 
     def apply(self, part: Contribution) -> Contribution:
         for view, scale in zip(self._views, self._scales, strict=True):
