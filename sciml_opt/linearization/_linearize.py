@@ -12,12 +12,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._tree import tree_structure, unravel
+from ._matrix_free import MatrixFreeRows, evaluate
 from ._point_rows import point_rows
+from ._rows import PointRows, Rows
 from ._structured_jacobian import StructuredJacobian
 from ._taps import Tapped
+
+LONG = 64  # outputs of one point from which on no factors are kept: products go through jvp and vjp
 
 
 def half_squared_norm(z: Float[Array, " m"], x: PyTree) -> Scalar:
@@ -35,6 +41,8 @@ class Block(eqx.Module):
     - `outer`: `(z, point) -> scalar`, convex in `z`; `half_squared_norm` marks least squares.
     - `points`: pytree with a leading axis of length `n`.
     - `weights`: `(n,)`, the complete weight of each point in the sum.
+    - `chunk`: how many points are evaluated at a time, to bound the memory; all by default. A gradient then accumulates
+      over chunks, each evaluated once more on the way back.
     """
 
     inner: Callable[[PyTree, PyTree], Float[Array, " m"]]
@@ -48,7 +56,7 @@ class Block(eqx.Module):
         return self.outer is half_squared_norm
 
     def inner_map(self, params: PyTree) -> Float[Array, "n m"]:
-        return jax.vmap(self.inner, (None, 0))(params, self.points)
+        return evaluate(self.inner, params, self.points, self.chunk)
 
     def value(self, params: PyTree) -> Scalar:
         return jnp.sum(self.weights * jax.vmap(self.outer)(self.inner_map(params), self.points))
@@ -79,13 +87,14 @@ class Linearization(eqx.Module):
     clipped: Int[Array, ""]
 
 
-def linearize(blocks: Sequence[Block], params: PyTree) -> Linearization:
+def linearize(blocks: Sequence[Block], params: PyTree, mesh: Mesh | None = None) -> Linearization:
     """Value, gradient, whitened residual and Jacobian of `sum_b sum_i w_bi ell_b(z_b(theta, x_bi), x_bi)` at `params`.
 
     **Arguments:**
 
     - `blocks`: the groups of points.
     - `params`: the parameters, a pytree of floating arrays.
+    - `mesh`: of one axis, the devices over which the points of every block are sharded.
 
     **Returns:** a `Linearization`.
 
@@ -98,20 +107,38 @@ def linearize(blocks: Sequence[Block], params: PyTree) -> Linearization:
         value=functools.reduce(jnp.add, values),
         grad=unravel(functools.reduce(jnp.add, gradients), params),
         residual=jnp.concatenate(residuals) if all(block.least_squares for block in blocks) else None,
-        jacobian=StructuredJacobian(rows, tree_structure(params)),
+        jacobian=StructuredJacobian([_placed(group, mesh) for group in rows], tree_structure(params), mesh),
         clipped=functools.reduce(jnp.add, clipped),
     )
+
+
+def _placed(rows: Rows, mesh: Mesh | None) -> Rows:
+    if mesh is None or not isinstance(rows, PointRows):
+        return rows
+    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    return rows.map_rows(lambda a: lax.with_sharding_constraint(a, sharding))
 
 
 def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     """`value, gradient (P,), rows, clipped, residual (n m,) or None` of one block."""
     point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
-    tapped = Tapped(block.inner, params, point)
-    z, outputs = tapped.evaluate(params, block.points, block.chunk)
+    (outputs,) = jax.eval_shape(block.inner, params, point).shape
+    if outputs >= LONG:
+        z = block.inner_map(params)
+
+        def rows_of(scale, mix=None):
+            return MatrixFreeRows(block.inner, params, block.points, scale, mix, outputs, block.chunk)
+    else:
+        tapped = Tapped(block.inner, params, point)
+        z, arrays = tapped.evaluate(params, block.points, block.chunk)
+
+        def rows_of(scale, mix=None):
+            return point_rows(tapped, arrays, params, scale, mix)
+
     if block.least_squares:
         scale = jnp.sqrt(block.weights)
         residual = (scale[:, None] * z).reshape(-1)
-        rows = point_rows(tapped, outputs, params, scale)
+        rows = rows_of(scale)
         value = jnp.sum(block.weights * jax.vmap(block.outer)(z, block.points))
         return value, rows.rmv(residual), rows, jnp.zeros((), jnp.int32), residual
     ell, slopes = jax.vmap(jax.value_and_grad(block.outer))(z, block.points)
@@ -121,6 +148,6 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     floor = -z.dtype.type(100) * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(eigenvalues), axis=1, keepdims=True)
     clipped = jnp.sum(eigenvalues < floor, dtype=jnp.int32)
     factors = eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]
-    gradient = point_rows(tapped, outputs, params, block.weights).rmv(slopes.reshape(-1))
-    whitened = point_rows(tapped, outputs, params, jnp.sqrt(block.weights), factors)
+    gradient = rows_of(block.weights).rmv(slopes.reshape(-1))
+    whitened = rows_of(jnp.sqrt(block.weights), factors)
     return jnp.sum(block.weights * ell), gradient, whitened, clipped, None

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
 from ._rows import Contribution, Explicit, Factored, PointRows, Rows, expand, product, product_flops
+from ._sharded import over_devices, ring_kernel
 from ._views import View, leaf_views
 
 MEMORY = 2**28  # bytes that one operation may take for its temporaries, unless told otherwise
@@ -44,14 +46,16 @@ class StructuredJacobian(lx.AbstractLinearOperator):
 
     - `rows`: groups of rows, as `linearize` makes them; or an array, `J^T` explicitly, of shape `(P, N)`.
     - `structure`: a pytree of arrays or `jax.ShapeDtypeStruct` shaped like the parameters, `P` entries in all.
+    - `mesh`: of the devices that hold the rows, if they are sharded.
 
     **Cost:** see `cost`. Memory `N T (rows + columns)` a matrix.
     """
 
     rows: tuple[Rows, ...]
     _structure: tuple = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
 
-    def __init__(self, rows: Float[Array, "P N"] | Sequence[Rows], structure: PyTree):
+    def __init__(self, rows: Float[Array, "P N"] | Sequence[Rows], structure: PyTree, mesh: Mesh | None = None):
         leaves, treedef = jax.tree.flatten(tree_structure(structure))
         self._structure = (tuple(leaves), treedef)
         if isinstance(rows, jax.Array):
@@ -59,6 +63,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
             explicit = Explicit(View(np.arange(size)), rows.T)
             rows = [PointRows((explicit,), size, rows.dtype)]
         self.rows = tuple(rows)
+        self.mesh = mesh
 
     def mv(self, vector: PyTree) -> Float[Array, " N"]:
         """`J v` for a parameter-shaped `v`."""
@@ -111,10 +116,10 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         blocks: list[list[Array]] = [[] for _ in self.rows]
         for i, a in enumerate(self.rows):
             for j, b in enumerate(self.rows[:i]):
-                block = _kernel(a, b, scale, memory)
+                block = self._pair(a, b, scale, memory)
                 blocks[i].append(block)
                 blocks[j].append(block.T)
-            blocks[i].append(_kernel(a, a, scale, memory))
+            blocks[i].append(self._pair(a, a, scale, memory))
         return blocks[0][0] if len(blocks) == 1 else jnp.block(blocks)
 
     def column_norms(self, *, memory: int = MEMORY) -> PyTree:
@@ -188,14 +193,34 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         stops = np.cumsum([group.count for group in self.rows])[:-1]
         return zip(self.rows, jnp.split(w, stops), strict=True)
 
+    def _pair(self, a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
+        if self.mesh is None or not (isinstance(a, PointRows) and isinstance(b, PointRows)):
+            return _kernel(a, b, scale, memory)
+        return ring_kernel(lambda x, y: _kernel(x, y, scale, memory), a, b, self.mesh)
+
     def _accumulate(self, f, weights, memory: int):
         """The sum of `f(rows, weights)` over chunks of rows that fit into the memory."""
         chunk = max(1, memory // (self._size * self._dtype.itemsize))
+        if self.mesh is not None:
+            return self._over_devices(f, weights, chunk)
         if self.out_structure().shape[0] <= chunk:
             return f(self.as_matrix(), weights)
         groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
-        parts = [_over_chunks(f, group, w, chunk) for group, w in groups]
-        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+        return _total([_over_chunks(f, group, w, chunk) for group, w in groups])
+
+    def _over_devices(self, f, weights, chunk: int):
+        groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
+
+        def total(group, w):
+            if isinstance(group, PointRows):
+                return over_devices(lambda rows, w: _over_chunks(f, rows, w, chunk), group, w, self.mesh)
+            return _over_chunks(f, group, w, chunk)
+
+        return _total([total(group, w) for group, w in groups])
+
+
+def _total(parts: Sequence[PyTree]) -> PyTree:
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
 
 
 def _join(pieces: Sequence[Array]) -> Array:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._tree import tree_dtype
@@ -75,12 +76,23 @@ class BoundObjective(eqx.Module):
     _static_arrays: PyTree
     _static: _Static = eqx.field(static=True)
     _where: _Static = eqx.field(static=True)
+    _chunk: int | None = eqx.field(static=True)
+    _mesh: Mesh | None = eqx.field(static=True)
 
-    def __init__(self, terms: dict[str, BoundTerm], static: PyTree, where: PyTree | Callable | None):
+    def __init__(
+        self,
+        terms: dict[str, BoundTerm],
+        static: PyTree,
+        where: PyTree | Callable | None,
+        chunk: int | None = None,
+        mesh: Mesh | None = None,
+    ):
         self._terms = terms
         self._static_arrays, rest = eqx.partition(static, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
         self._static = _Static(rest)
         self._where = _Static(jax.tree.map(lambda leaf: leaf if callable(leaf) else bool(leaf), where))
+        self._chunk = chunk
+        self._mesh = mesh
 
     # Identity, so that `jax.jit(loss)` and `jax.value_and_grad(loss)` take it as the function that it is.
     __hash__ = object.__hash__
@@ -112,7 +124,7 @@ class BoundObjective(eqx.Module):
 
         Call it under `jax.jit`, `jax.jit(lambda p: loss.linearize(p))(params)`; operation by operation it is slow.
         """
-        return linearize(list(self._blocks(params).values()), params)
+        return linearize(list(self._blocks(params).values()), params, self._mesh)
 
     def _blocks(self, params: PyTree) -> dict[str, Block]:
         dtype = tree_dtype(params)
@@ -128,7 +140,7 @@ class BoundObjective(eqx.Module):
             inner = _PointFunction(term.inner, self._static_arrays, self._static, self._where, term.count)
             weights = jnp.full((term.count,), 1 / term.count, dtype) if term.weights is None else whole(term.weights)
             outer = half_squared_norm if term.outer is None else _Outer(term.outer)
-            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * whole(term.weight))
+            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * whole(term.weight), self._chunk)
         return blocks
 
 

@@ -12,10 +12,13 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
+from .._check import count as positive
 from ..linearization import half_squared_norm
 from ._bound import BoundObjective, BoundTerm, PointMap
+from ._shard import point_mesh, shard
 
 
 class Weighted(NamedTuple):
@@ -115,6 +118,8 @@ class Objective(eqx.Module):
         static: PyTree = None,
         *,
         where: PyTree | Callable[[Any], bool] | None = None,
+        chunk: int | None = None,
+        mesh: Mesh | None = None,
     ) -> BoundObjective:
         """The loss on given points: a function of the parameters alone, and a plain `jax.jit` argument.
 
@@ -125,6 +130,11 @@ class Objective(eqx.Module):
           model.
         - `where`: which parameters are trained; a pytree of bools (a prefix of the parameters' tree) or a function of a
           leaf. The others are frozen: their gradient and their Jacobian columns are zero.
+        - `chunk`: how many points of a term are evaluated at a time, by default all: bounds the memory of value,
+          gradient (accumulated over chunks, for one more evaluation) and linearization.
+        - `mesh`: a `jax.sharding.Mesh` of one axis, over which the points of every term are sharded (padded with points
+          of weight 0 to equal shares); the parameters are replicated. In a program of several processes every process
+          passes the same batch.
 
         **Returns:** a `BoundObjective`.
 
@@ -133,12 +143,16 @@ class Objective(eqx.Module):
         """
         _check_keys(batch, self.terms)
         _check_stateless(static)
+        chunk = None if chunk is None else positive("chunk", chunk)
+        mesh = None if mesh is None else point_mesh(mesh)
         bound = {}
         for name, term in sorted(self.terms.items()):  # the order that a dict has behind a jit boundary
             entry = batch[name]
             points, weights = entry if isinstance(entry, Weighted) else (entry, None)
             points = jax.tree.map(jnp.asarray, points)
             count = _count(name, points, weights)
+            if mesh is not None:
+                points, weights, count = shard(points, weights, count, mesh)
             inner, inner_static = eqx.partition(term.inner, eqx.is_array)
             outer, outer_static = eqx.partition(term.outer, eqx.is_array)
             bound[name] = BoundTerm(
@@ -149,7 +163,7 @@ class Objective(eqx.Module):
                 weights=None if weights is None else jnp.asarray(weights),
                 count=count,
             )
-        return BoundObjective(bound, static, where)
+        return BoundObjective(bound, static, where, chunk, mesh)
 
 
 def _check_keys(batch: Mapping[str, PyTree], terms: Mapping[str, Term]) -> None:

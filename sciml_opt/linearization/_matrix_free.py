@@ -1,0 +1,91 @@
+"""Rows of points with a long output (a field): products by jvp and vjp, nothing stored."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._tree import ravel, tree_dtype, tree_size, unravel
+from ._rows import Explicit, PointRows, Rows
+from ._views import View
+
+
+def evaluate(
+    inner: Callable[[PyTree, PyTree], Float[Array, " m"]], params: PyTree, points: PyTree, chunk: int | None
+) -> Float[Array, "n m"]:
+    """The inner map at all points; with `chunk` so many at a time, and once more on the way back of a gradient."""
+
+    def one(point):
+        return inner(params, point)
+
+    if chunk is None:
+        return jax.vmap(one)(points)
+    return lax.map(jax.checkpoint(one), points, batch_size=chunk)
+
+
+class MatrixFreeRows(Rows):
+    """The rows `scale_n sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`, of maps `z` with many outputs.
+
+    **Cost:** `J v` one jvp and `J^T w` one vjp of the inner map a point, each about two evaluations; a row one vjp.
+    Memory: that of the map itself.
+    """
+
+    inner: Callable[[PyTree, PyTree], Float[Array, " m"]]  # a pytree, such as a bound term
+    params: PyTree
+    points: PyTree
+    scale: Float[Array, " n"]
+    mix: Float[Array, "n m m"] | None
+    outputs: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        return tree_size(self.params)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return tree_dtype(self.params)
+
+    @property
+    def count(self) -> int:
+        return self.scale.shape[0] * self.outputs
+
+    def mv(self, flat):
+        tangent = unravel(flat, self.params)
+        _, z = jax.jvp(self._values, (self.params,), (tangent,))
+        z = z if self.mix is None else jnp.einsum("nj,njk->nk", z, self.mix)
+        return (self.scale[:, None] * z).reshape(-1)
+
+    def rmv(self, w):
+        cotangent = self.scale[:, None] * w.reshape(-1, self.outputs)
+        cotangent = cotangent if self.mix is None else jnp.einsum("nk,njk->nj", cotangent, self.mix)
+        _, pull = jax.vjp(self._values, self.params)
+        return ravel(pull(cotangent)[0])
+
+    def take(self, indices: Int[Array, " k"]) -> PointRows:
+        def row(index):
+            n, k = index // self.outputs, index % self.outputs
+            point = jax.tree.map(lambda leaf: leaf[n], self.points)
+            _, pull = jax.vjp(lambda p: self.inner(p, point), self.params)
+            unit = jnp.zeros(self.outputs, self.dtype).at[k].set(1) if self.mix is None else self.mix[n, :, k]
+            return ravel(pull(self.scale[n] * unit)[0])
+
+        return PointRows((Explicit(View(np.arange(self.size)), jax.vmap(row)(indices)),), self.size, self.dtype)
+
+    def row_squares(self):
+        return lax.map(lambda i: self.take(i[None]).row_squares()[0], jnp.arange(self.count))
+
+    def _values(self, params: PyTree) -> Float[Array, "n m"]:
+        return evaluate(self.inner, params, self.points, self.chunk)
+
+    @property
+    def product_flops(self) -> float:
+        return 8.0 * self.scale.shape[0] * self.size  # a jvp and a vjp use every parameter twice, at least
+
+    @property
+    def rows_flops(self) -> float:
+        return 4.0 * self.count * self.size
