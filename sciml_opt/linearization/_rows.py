@@ -2,7 +2,7 @@
 
 A row is a sum of contributions, each on its own entries of the parameter vector:
 
-- `Factored`: `sum_t left_t right_t^T` on a matrix of parameters, `T (rows + columns)` numbers instead of `rows * columns`;
+- `Factored`: `sum_t left_t right_t^T` on a matrix of parameters, `T (rows + columns)` numbers, not `rows * columns`;
 - `Explicit`: the entries themselves, where they are fewer;
 - `Pulled`: rows on arrays M(theta) that are no entries of the parameters (a normalised weight), times dM/dtheta.
 """
@@ -182,7 +182,8 @@ class Pulled(Contribution):
         return _sum([rows.mv(tangent) for rows in self.rows])
 
     def rmv(self, w):
-        return self.view.read(self._pull(assemble([(rows.view, rows.rmv(w).reshape(-1)) for rows in self.rows], self._size)))
+        parts = [(rows.view, rows.rmv(w).reshape(-1)) for rows in self.rows]
+        return self.view.read(self._pull(assemble(parts, self._size)))
 
     def explicit(self):
         cotangents = assemble([(rows.view, rows.explicit()) for rows in self.rows], self._size)
@@ -375,7 +376,7 @@ def product_flops(a: PointRows, b: PointRows) -> float:
 
 
 def expand(a: PointRows, b: PointRows, budget: int) -> PointRows:
-    """`a` with explicit rows, joined, where its product with `b` would form them anyway and they fit into the budget."""
+    """`a` with explicit rows, joined, where its product with `b` forms them anyway and they fit into the budget."""
     parts = []
     for x in a.parts:
         pays = any(_factors_pay(x, y) for y in b.parts)

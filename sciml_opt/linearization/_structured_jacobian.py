@@ -1,6 +1,7 @@
 """The Jacobian of stacked per-point residuals, as a lineax operator."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,9 +39,9 @@ class StructuredJacobian(lx.AbstractLinearOperator):
 
         row_n, restricted to a weight matrix W  =  sum_t g_nt z_nt^T,        t = 1 .. T,
 
-    `T (rows + columns)` numbers a matrix and a point; weights with fewer entries than that, and what is no matrix, keep
-    explicit rows. Every operation picks the cheaper form, matrix by matrix, from the flops of both; its temporaries stay
-    below `memory` bytes.
+    `T (rows + columns)` numbers a matrix and a point; weights with fewer entries than that, and what is no matrix,
+    keep explicit rows. Every operation picks the cheaper form, matrix by matrix, from the flops of both; its temporaries
+    stay below `memory` bytes.
 
     **Arguments:**
 
@@ -155,7 +156,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return jax.tree.unflatten(treedef, self._accumulate(grams, None, memory))
 
     def take(self, indices: Int[Array, " k"]) -> "StructuredJacobian":
-        """The Jacobian of some of the residuals, in the order of `indices` (which may be traced); factored as before."""
+        """The Jacobian of some residuals, in the order of `indices` (which may be traced); factored as before."""
         start, parts = 0, []
         for group in self.rows:
             local = indices - start
@@ -250,7 +251,7 @@ def symmetric_product(a: Float[Array, "n k"], parts: int = 4, least: int = 64) -
     if parts < 2:
         return a @ a.T
     stops = [round(n * k / parts) for k in range(parts + 1)]
-    strips = [a[i:j] for i, j in zip(stops[:-1], stops[1:], strict=True)]
+    strips = [a[i:j] for i, j in itertools.pairwise(stops)]
     lower = [[x @ y.T for y in strips[: i + 1]] for i, x in enumerate(strips)]
     return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in range(parts)] for i in range(parts)])
 
@@ -267,10 +268,7 @@ def _kernel(a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
     partner = [y for x in explicit for y in b.parts if x.view == y.view]
     if len(partner) == len(explicit) == 1:  # one block of entries that no other contribution touches
         x, y = explicit[0], partner[0]
-        rest_a, rest_b = (
-            tuple(p for p in group.parts if p is not gone)
-            for group, gone in ((a, x), (b, y))
-        )
+        rest_a, rest_b = (tuple(p for p in group.parts if p is not gone) for group, gone in ((a, x), (b, y)))
         if same and scale is None:
             block = symmetric_product(x.values)
         else:

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._check import count
@@ -87,6 +88,8 @@ def fit(
     key: Array | None = None,
     seeds: int | Iterable[int] | None = None,
     where: PyTree | Callable[[Any], bool] | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
     metric: Callable[[Any], ArrayLike] | None = None,
     metric_every: int = 10,
     until: Stop | None = None,
@@ -108,7 +111,8 @@ def fit(
     - `key`: needed by a sampler.
     - `seeds`: a number of seeds, or the seeds; `model` is then a function `key -> model`, and the runs follow one
       another in the same compiled program (Ctrl-C ends them all).
-    - `where`: which parameters are trained, as in `Objective.bind`.
+    - `where`, `chunk`, `mesh`: which parameters are trained, how many points are evaluated at a time, and over which
+      devices they are sharded, as in `Objective.bind`.
     - `metric`: `model -> scalar` error; it is evaluated every `metric_every` steps.
     - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only.
     - `callback`: called with a `Progress` after each chunk; a true return value stops the run.
@@ -131,7 +135,7 @@ def fit(
     phases = _phases(optimizer, steps)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=FILE, the file to continue from.")
-    options = dict(where=where, metric=metric, metric_every=metric_every, until=until or Stop())
+    options = dict(where=where, chunk=chunk, mesh=mesh, metric=metric, metric_every=metric_every, until=until or Stop())
     host = _Host(until or Stop(), callback, checkpoint, checkpoint_every, progress)
     if seeds is None:
         return host.fit(model, objective, phases, data, key, resume, options)

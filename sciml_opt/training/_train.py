@@ -8,6 +8,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import count
@@ -71,6 +72,8 @@ def train(
     steps: int,
     static: PyTree = None,
     where: PyTree | Callable[[Any], bool] | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
     key: Array | None = None,
     metric: Callable[[Any], ArrayLike] | None = None,
     metric_every: int = 1,
@@ -85,7 +88,8 @@ def train(
     - `optimizer`: an optax transformation or an optimistix solver.
     - `data`: a batch (a dict with one entry a term), or a sampler `key -> batch` that gives every step fresh points.
     - `steps`: the number of steps, a Python integer.
-    - `where`: which parameters are trained, as in `Objective.bind`.
+    - `where`, `chunk`, `mesh`: which parameters are trained, how many points are evaluated at a time, and over which
+      devices they are sharded, as in `Objective.bind`.
     - `key`: needed by a sampler only.
     - `metric`: `model -> scalar` error, evaluated every `metric_every` steps.
     - `until`: early stop; the remaining steps of the scan do nothing.
@@ -104,7 +108,16 @@ def train(
     """
     until, steps = until or Stop(), count("steps", steps)
     run = Run.build(
-        objective, optimizer, data, static=static, where=where, metric=metric, metric_every=metric_every, until=until
+        objective,
+        optimizer,
+        data,
+        static=static,
+        where=where,
+        chunk=chunk,
+        mesh=mesh,
+        metric=metric,
+        metric_every=metric_every,
+        until=until,
     )
     state = run.init(params, key)
     state, history = run.scan(state, until, Stop(), jnp.int32(steps), steps)
@@ -129,11 +142,13 @@ class Run(eqx.Module):
     data: PyTree | Callable[[Array], PyTree]
     static: PyTree
     where: PyTree | Callable[[Any], bool] | None
+    chunk: int | None = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
     metric: Callable[[Any], ArrayLike] | None
     metric_every: Int[Array, ""]
 
     @classmethod
-    def build(cls, objective, optimizer, data, *, static, where, metric, metric_every, until) -> "Run":
+    def build(cls, objective, optimizer, data, *, static, where, chunk, mesh, metric, metric_every, until) -> "Run":
         stepper = make_stepper(optimizer)
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective of Terms, got {type(objective).__name__}.")
@@ -147,13 +162,13 @@ class Run(eqx.Module):
         if not callable(data):
             data = jax.tree.map(jnp.asarray, data)
         every = jnp.asarray(count("metric_every", metric_every), jnp.int32)
-        return cls(objective, stepper, data, static, where, metric, every)
+        return cls(objective, stepper, data, static, where, chunk, mesh, metric, every)
 
     def bind(self, key: Array, step: Int[Array, ""]) -> BoundObjective:
         batch: Any = self.data
         if callable(batch):
             batch = batch(jax.random.fold_in(key, step))
-        return self.objective.bind(batch, self.static, where=self.where)
+        return self.objective.bind(batch, self.static, where=self.where, chunk=self.chunk, mesh=self.mesh)
 
     def init(self, params: PyTree, key: Array | None) -> TrainState:
         if key is None and callable(self.data):
