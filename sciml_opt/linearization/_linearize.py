@@ -65,6 +65,10 @@ class Block(eqx.Module):
         """Whitened residual `sqrt(w_i) z_i`, point by point (least squares only)."""
         return (jnp.sqrt(self.weights)[:, None] * self.inner_map(params)).reshape(-1)
 
+    def linearize(self, params: PyTree) -> tuple[Any, ...]:
+        """`value, gradient (P,), rows, clipped, residual (n m,) or None`."""
+        return _linearize_block(self, params)
+
 
 class Linearization(eqx.Module):
     """A composite function near `theta`: `L(theta + s) ~ value + <grad, s> + 0.5 |J s|^2`.
@@ -101,7 +105,7 @@ def linearize(blocks: Sequence[Block], params: PyTree, mesh: Mesh | None = None)
     **Cost:** about one gradient for scalar residuals: one pass with taps, one vjp, and the products `J^T rho`. Memory
     `N T (rows + columns)` a weight matrix.
     """
-    parts = [_linearize_block(block, params) for block in blocks]
+    parts = [block.linearize(params) for block in blocks]
     values, gradients, rows, clipped, residuals = zip(*parts, strict=True)
     return Linearization(
         value=functools.reduce(jnp.add, values),
@@ -126,13 +130,14 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     if outputs >= LONG:
         z = block.inner_map(params)
 
-        def rows_of(scale, mix=None):
-            return MatrixFreeRows(block.inner, params, block.points, scale, mix, outputs, block.chunk)
+        def rows_of(scale: Array, mix: Array | None = None) -> Rows:
+            return MatrixFreeRows(block.inner, params, block.points, scale, mix, block.chunk)
+
     else:
         tapped = Tapped(block.inner, params, point)
         z, arrays = tapped.evaluate(params, block.points, block.chunk)
 
-        def rows_of(scale, mix=None):
+        def rows_of(scale: Array, mix: Array | None = None) -> Rows:  # pyright: ignore[reportRedeclaration]
             return point_rows(tapped, arrays, params, scale, mix)
 
     if block.least_squares:
@@ -141,13 +146,24 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
         rows = rows_of(scale)
         value = jnp.sum(block.weights * jax.vmap(block.outer)(z, block.points))
         return value, rows.rmv(residual), rows, jnp.zeros((), jnp.int32), residual
-    ell, slopes = jax.vmap(jax.value_and_grad(block.outer))(z, block.points)
-    curvature = jax.vmap(jax.hessian(block.outer))(z, block.points)
+    ell, slopes, factors, clipped = second_order(block.outer, z, block.points)
+    gradient = rows_of(block.weights).rmv(slopes.reshape(-1))
+    whitened = rows_of(jnp.sqrt(block.weights), factors)
+    return jnp.sum(block.weights * ell), gradient, whitened, clipped, None
+
+
+def second_order(
+    outer: Callable[[Array, PyTree], Scalar], z: Float[Array, "n m"], points: PyTree
+) -> tuple[Float[Array, " n"], Float[Array, "n m"], Float[Array, "n m m"], Int[Array, ""]]:
+    """Value, slope and a factor `C` of the second derivative `C C^T` of the outer function at every point.
+
+    **Returns:** the three, and how many negative eigenvalues were set to zero.
+    """
+    ell, slopes = jax.vmap(jax.value_and_grad(outer))(z, points)
+    curvature = jax.vmap(jax.hessian(outer))(z, points)
     eigenvalues, eigenvectors = jnp.linalg.eigh(curvature)
     # Rounding leaves singular blocks (0.5 |grad u|^2 has a zero row for u) slightly negative: that is no clipping.
     floor = -z.dtype.type(100) * jnp.finfo(z.dtype).eps * jnp.max(jnp.abs(eigenvalues), axis=1, keepdims=True)
     clipped = jnp.sum(eigenvalues < floor, dtype=jnp.int32)
     factors = eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]
-    gradient = rows_of(block.weights).rmv(slopes.reshape(-1))
-    whitened = rows_of(jnp.sqrt(block.weights), factors)
-    return jnp.sum(block.weights * ell), gradient, whitened, clipped, None
+    return ell, slopes, factors, clipped

@@ -41,14 +41,21 @@ class MatrixFreeRows(Rows):
     mix: Float[Array, "n m m"] | None
     outputs: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
 
-    @property
-    def size(self) -> int:
-        return tree_size(self.params)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return tree_dtype(self.params)
+    def __init__(self, inner, params: PyTree, points: PyTree, scale: Array, mix: Array | None, chunk: int | None):
+        self.inner, self.params, self.points, self.scale, self.mix, self.chunk = (
+            inner,
+            params,
+            points,
+            scale,
+            mix,
+            chunk,
+        )
+        self.size, self.dtype = tree_size(params), tree_dtype(params)
+        point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
+        (self.outputs,) = jax.eval_shape(inner, params, point).shape
 
     @property
     def count(self) -> int:
@@ -74,7 +81,8 @@ class MatrixFreeRows(Rows):
             unit = jnp.zeros(self.outputs, self.dtype).at[k].set(1) if self.mix is None else self.mix[n, :, k]
             return ravel(pull(self.scale[n] * unit)[0])
 
-        return PointRows((Explicit(View(np.arange(self.size)), jax.vmap(row)(indices)),), self.size, self.dtype)
+        rows = Explicit(View(np.arange(self.size)), jax.vmap(row)(indices))
+        return PointRows(parts=(rows,), size=self.size, dtype=self.dtype)
 
     def row_squares(self):
         return lax.map(lambda i: self.take(i[None]).row_squares()[0], jnp.arange(self.count))

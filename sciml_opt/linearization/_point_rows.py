@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size
 from ._rows import Contribution, Explicit, Factored, PointRows, Pulled, join
+from ._shared import Shared
 from ._taps import Matrix, Tapped
 from ._views import View, leaf_views
 
@@ -21,10 +22,12 @@ def point_rows(
     params: PyTree,
     scale: Float[Array, " N"],
     mix: Float[Array, "N m m"] | None = None,
+    shared: bool = False,
 ) -> PointRows:
     """The rows of `N` points with `m` outputs, point by point: `scale_n sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`.
 
-    **Arguments:** `outputs` of `tapped.evaluate`; `mix`, the identity by default.
+    **Arguments:** `outputs` of `tapped.evaluate`; `mix`, the identity by default; `shared`, whether matrices keep their
+    inputs once a point (`Shared`; `scale` is 1 then), for rows that are multiplied or combined, not used one by one.
     """
     count, m = scale.shape[0], tapped.size
     size, dtype = tree_size(params), tree_dtype(params)
@@ -33,8 +36,11 @@ def point_rows(
     generic = [i for i, use in enumerate(tapped.uses) if use.view is None]
     segment = {use: View(np.arange(starts[k], starts[k + 1])) for k, use in enumerate(generic)}
 
+    def summed(numbers: Sequence[int]) -> Array:
+        return sum((outputs[i] for i in numbers[1:]), start=outputs[numbers[0]]).astype(dtype)
+
     def gather(numbers: Sequence[int], cotangent: bool) -> Array:
-        total = sum((outputs[i] for i in numbers[1:]), start=outputs[numbers[0]]).astype(dtype)
+        total = summed(numbers)
         if not cotangent:
             total = jnp.broadcast_to(total[:, None], (count, m, *total.shape[1:]))
         elif mix is not None:
@@ -42,6 +48,10 @@ def point_rows(
         return total.reshape(count * m, *total.shape[2:])
 
     def factored(matrix: Matrix, view: View) -> Contribution:
+        if shared:
+            sides = [(p.lefts, p.rights) if p.cotangent_left else (p.rights, p.lefts) for p in matrix.pairs]
+            cotangents, inputs = (tuple(summed(side[k]) for side in sides) for k in (0, 1))
+            return Shared(view, cotangents, inputs, tuple(pair.cotangent_left for pair in matrix.pairs))
         rows = Factored(
             view,
             tuple(gather(pair.lefts, pair.cotangent_left) for pair in matrix.pairs),
@@ -77,4 +87,4 @@ def point_rows(
         parts.append(Pulled(entries, tapped.arrays, structure, tuple(pulled), ravel(params), tapped.constants))
     if not parts:  # the parameters do not matter
         parts = [Explicit(View(np.arange(0)), jnp.zeros((count * m, 0), dtype))]
-    return PointRows(tuple(parts), size, dtype)
+    return PointRows(parts=tuple(parts), size=size, dtype=dtype)

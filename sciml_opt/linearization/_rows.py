@@ -10,6 +10,7 @@ A row is a sum of contributions, each on its own entries of the parameter vector
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -46,12 +47,16 @@ class Contribution(eqx.Module):
         """The rows themselves, on the entries of the view only."""
 
     @abc.abstractmethod
-    def map_rows(self, f: Callable[[Array], Array]) -> "Contribution":
+    def map_rows(self, f: Callable[[Array], Any]) -> "Contribution":
         """Apply `f`, which selects rows, to every array that has them on its leading axis."""
 
     @abc.abstractmethod
     def row_squares(self) -> Float[Array, " N"]:
         """The squared norm of every row."""
+
+    def column_squares(self) -> Float[Array, " size"]:
+        """The squared norm of every column."""
+        return jnp.sum(self.explicit() ** 2, axis=0)
 
     @abc.abstractmethod
     def scaled(self, weights: Float[Array, " N"]) -> "Contribution":
@@ -159,9 +164,6 @@ class Explicit(Contribution):
     def row_squares(self) -> Float[Array, " N"]:
         return jnp.sum(self.values**2, axis=1)
 
-    def column_squares(self) -> Float[Array, " size"]:
-        return jnp.sum(self.values**2, axis=0)
-
 
 class Pulled(Contribution):
     """Rows on arrays `M_k(theta)`, pulled back: `J = J_M dM/dtheta`."""
@@ -249,6 +251,27 @@ class Rows(eqx.Module):
     def rows_flops(self) -> float:
         """Flops of forming explicit rows."""
 
+    @property
+    def gram_flops(self) -> float:
+        return float(self.count) * self.size**2
+
+    @property
+    def kernel_flops(self) -> float:
+        row = jax.eval_shape(lambda: self.slice(0, 1))
+        return product_flops(row, row) * self.count**2 / 2
+
+    def own_gram(self, weights: Float[Array, " N"] | None, memory: int) -> Float[Array, "P P"] | None:
+        """`J^T diag(weights) J` where the group knows better than by its rows."""
+        del weights, memory
+        return None
+
+    def own_kernel(
+        self, scale: "Callable[[PointRows], PointRows] | None", memory: int
+    ) -> Float[Array, "N N"] | None:
+        """`J S J^T` where the group knows better than by tiles of its rows."""
+        del scale, memory
+        return None
+
     def explicit(self) -> Float[Array, "N P"]:
         return self.take(jnp.arange(self.count)).explicit()
 
@@ -297,11 +320,11 @@ class PointRows(Rows):
         return self if count == self.count else self.map_rows(extend)
 
     def scaled(self, weights: Float[Array, " N"]) -> "PointRows":
-        return PointRows(tuple(part.scaled(weights) for part in self.parts), self.size, self.dtype)
+        return PointRows(parts=tuple(part.scaled(weights) for part in self.parts), size=self.size, dtype=self.dtype)
 
-    def map_rows(self, f: Callable[[Array], Array]) -> "PointRows":
+    def map_rows(self, f: Callable[[Array], Any]) -> "PointRows":
         """Apply `f` to every array that has the rows on its leading axis."""
-        return PointRows(tuple(part.map_rows(f) for part in self.parts), self.size, self.dtype)
+        return PointRows(parts=tuple(part.map_rows(f) for part in self.parts), size=self.size, dtype=self.dtype)
 
     @property
     def terms(self) -> int:
@@ -329,10 +352,12 @@ class PointRows(Rows):
             return _sum([part.row_squares() for part in self.parts])
         return jnp.sum(self.explicit() ** 2, axis=1)
 
-    def column_squares(self) -> Float[Array, " P"] | None:
-        """The squared norms of the columns without forming rows, where the contributions allow it."""
-        if not self.disjoint or any(isinstance(part, Pulled) for part in self.parts):
-            return None
+    @property
+    def separable(self) -> bool:
+        """Whether `column_squares` is right, and forms no rows."""
+        return self.disjoint and not any(isinstance(part, Pulled) for part in self.parts)
+
+    def column_squares(self) -> Float[Array, " P"]:
         return assemble([(part.view, part.column_squares()) for part in self.parts], self.size)
 
 
@@ -341,8 +366,8 @@ def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
     terms = []
     for x in a.parts:
         for y in b.parts:
-            if _factors_pay(x, y):
-                terms.append(_factor_product(x, y))
+            if (pair := _factored(x, y)) is not None:
+                terms.append(_factor_product(*pair))
             elif x.view == y.view:
                 terms.append(x.explicit() @ y.explicit().T)
             elif x.view.overlaps(y.view):
@@ -352,15 +377,15 @@ def product(a: PointRows, b: PointRows) -> Float[Array, "Na Nb"]:
     return _sum(terms) if terms else jnp.zeros((a.count, b.count), a.dtype)
 
 
-def _factors_pay(x: Contribution, y: Contribution) -> bool:
-    """Whether `sum_ts (l_t . l_s)(r_t . r_s)` costs less than the product of explicit rows.
+def _factored(x: Contribution, y: Contribution) -> tuple[Factored, Factored] | None:
+    """Both, if `sum_ts (l_t . l_s)(r_t . r_s)` costs less than the product of explicit rows.
 
     Flops a pair of points: `2 T_x T_y (rows + columns)` and the reduction, against `2 rows columns`.
     """
     if not (isinstance(x, Factored) and isinstance(y, Factored) and x.view == y.view):
-        return False
+        return None
     rows, columns = x.view.shape
-    return x.terms * y.terms * (rows + columns + REDUCTION) < rows * columns
+    return (x, y) if x.terms * y.terms * (rows + columns + REDUCTION) < rows * columns else None
 
 
 def product_flops(a: PointRows, b: PointRows) -> float:
@@ -368,8 +393,8 @@ def product_flops(a: PointRows, b: PointRows) -> float:
     total = 0.0
     for x in a.parts:
         for y in b.parts:
-            if _factors_pay(x, y):
-                total += 2 * x.terms * y.terms * (sum(x.view.shape) + REDUCTION)
+            if (pair := _factored(x, y)) is not None:
+                total += 2 * pair[0].terms * pair[1].terms * (sum(x.view.shape) + REDUCTION)
             elif x.view.overlaps(y.view):
                 total += 2.0 * x.view.size
     return total
@@ -379,13 +404,13 @@ def expand(a: PointRows, b: PointRows, budget: int) -> PointRows:
     """`a` with explicit rows, joined, where its product with `b` forms them anyway and they fit into the budget."""
     parts = []
     for x in a.parts:
-        pays = any(_factors_pay(x, y) for y in b.parts)
+        pays = any(_factored(x, y) is not None for y in b.parts)
         size = a.count * x.view.size * a.dtype.itemsize
         if not pays and not isinstance(x, Explicit) and size <= budget:
             budget -= size
             x = Explicit(View(x.view.indices.reshape(-1)), x.explicit())
         parts.append(x)
-    return PointRows(tuple(join(parts)), a.size, a.dtype)
+    return PointRows(parts=tuple(join(parts)), size=a.size, dtype=a.dtype)
 
 
 def join(parts: Sequence[Contribution]) -> list[Contribution]:

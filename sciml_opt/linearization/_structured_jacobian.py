@@ -40,7 +40,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         row_n, restricted to a weight matrix W  =  sum_t g_nt z_nt^T,        t = 1 .. T,
 
     `T (rows + columns)` numbers a matrix and a point; weights with fewer entries than that, and what is no matrix,
-    keep explicit rows. Every operation picks the cheaper form, matrix by matrix, from the flops of both; its temporaries
+    keep explicit rows. Every operation picks the cheaper form, matrix by matrix, from the flops of both; temporaries
     stay below `memory` bytes.
 
     **Arguments:**
@@ -62,7 +62,7 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         if isinstance(rows, jax.Array):
             size = rows.shape[0]
             explicit = Explicit(View(np.arange(size)), rows.T)
-            rows = [PointRows((explicit,), size, rows.dtype)]
+            rows = [PointRows(parts=(explicit,), size=size, dtype=rows.dtype)]
         self.rows = tuple(rows)
         self.mesh = mesh
 
@@ -96,7 +96,14 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         def block(rows, w):
             return symmetric_product(rows.T) if w is None else (rows.T * w[None, :]) @ rows
 
-        return self._accumulate(block, weights, memory)
+        if all(isinstance(group, PointRows) for group in self.rows):
+            return self._accumulate(block, weights, memory)
+        if len(self.rows) > 1:
+            groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
+            alone = [(StructuredJacobian([group], self.in_structure(), self.mesh), w) for group, w in groups]
+            return _total([jacobian.gram(w, memory=memory) for jacobian, w in alone])
+        own = self.rows[0].own_gram(weights, memory)
+        return self._accumulate(block, weights, memory) if own is None else own
 
     def kernel(self, inverse_scale: PyTree | None = None, *, memory: int = MEMORY) -> Float[Array, "N N"]:
         """`J J^T`, or `J S J^T` with a diagonal `S`; no row of `J` is formed where the factors are cheaper.
@@ -127,9 +134,9 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree. **Cost:** `N P` flops."""
 
         if self._size * self.out_structure().shape[0] * self._dtype.itemsize > memory:
-            parts = [group.column_squares() if isinstance(group, PointRows) else None for group in self.rows]
-            if not any(part is None for part in parts):
-                return unravel(jnp.sqrt(functools.reduce(jnp.add, parts)), self.in_structure())
+            groups = [group for group in self.rows if isinstance(group, PointRows) and group.separable]
+            if len(groups) == len(self.rows):
+                return unravel(jnp.sqrt(_total([group.column_squares() for group in groups])), self.in_structure())
 
         def squares(rows, w):
             return jnp.sum(rows**2, axis=0)
@@ -164,21 +171,19 @@ class StructuredJacobian(lx.AbstractLinearOperator):
             chosen = group.take(jnp.clip(local, 0, group.count - 1))
             parts += chosen.scaled(inside.astype(self._dtype)).parts if len(self.rows) > 1 else chosen.parts
             start += group.count
-        return StructuredJacobian([PointRows(tuple(parts), self._size, self._dtype)], self.in_structure())
+        return StructuredJacobian(
+            [PointRows(parts=tuple(parts), size=self._size, dtype=self._dtype)], self.in_structure()
+        )
 
     @property
     def cost(self) -> Cost:
         """What the operations cost, in flops, from shapes alone."""
-        count, size = self.out_structure().shape[0], self._size
-        kernel = sum(
-            _pair_flops(a, b) * a.count * b.count * (0.5 if a is b else 1.0)
-            for i, a in enumerate(self.rows)
-            for b in self.rows[: i + 1]
-        )
+        pairs = [(a, b) for i, a in enumerate(self.rows) for b in self.rows[:i]]
+        kernel = sum(_pair_flops(a, b) * a.count * b.count for a, b in pairs)
         return Cost(
             product=sum(group.product_flops for group in self.rows),
-            gram=float(count) * size * size,
-            kernel=kernel,
+            gram=sum(group.gram_flops for group in self.rows),
+            kernel=kernel + sum(group.kernel_flops for group in self.rows),
             rows=sum(group.rows_flops for group in self.rows),
         )
 
@@ -196,24 +201,18 @@ class StructuredJacobian(lx.AbstractLinearOperator):
 
     def _pair(self, a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
         if self.mesh is None or not (isinstance(a, PointRows) and isinstance(b, PointRows)):
-            return _kernel(a, b, scale, memory)
-        return ring_kernel(lambda x, y: _kernel(x, y, scale, memory), a, b, self.mesh)
+            return kernel_block(a, b, scale, memory)
+        return ring_kernel(lambda x, y: kernel_block(x, y, scale, memory), a, b, self.mesh)
 
     def _accumulate(self, f, weights, memory: int):
         """The sum of `f(rows, weights)` over chunks of rows that fit into the memory."""
         chunk = max(1, memory // (self._size * self._dtype.itemsize))
-        if self.mesh is not None:
-            return self._over_devices(f, weights, chunk)
-        if self.out_structure().shape[0] <= chunk:
+        if self.mesh is None and self.out_structure().shape[0] <= chunk:
             return f(self.as_matrix(), weights)
-        groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
-        return _total([_over_chunks(f, group, w, chunk) for group, w in groups])
-
-    def _over_devices(self, f, weights, chunk: int):
         groups = ((group, None) for group in self.rows) if weights is None else self._split(weights)
 
         def total(group, w):
-            if isinstance(group, PointRows):
+            if self.mesh is not None and isinstance(group, PointRows):
                 return over_devices(lambda rows, w: _over_chunks(f, rows, w, chunk), group, w, self.mesh)
             return _over_chunks(f, group, w, chunk)
 
@@ -244,30 +243,33 @@ def _over_chunks(f, group: Rows, weights, chunk: int):
     return lax.scan(step, zero, jnp.arange(number))[0]
 
 
-def symmetric_product(a: Float[Array, "n k"], parts: int = 4, least: int = 64) -> Float[Array, "n n"]:
-    """`A A^T`, the lower block triangle only: XLA has no symmetric product on CPU."""
+def symmetric_product(
+    a: Float[Array, "n k"], parts: int = 4, least: int = 64, other: Float[Array, "n k"] | None = None
+) -> Float[Array, "n n"]:
+    """`A A^T`, or a symmetric `A B^T`, the lower block triangle only: XLA has no symmetric product on CPU."""
+    b = a if other is None else other
     n = a.shape[0]
     parts = min(parts, n // least)
     if parts < 2:
-        return a @ a.T
+        return a @ b.T
     stops = [round(n * k / parts) for k in range(parts + 1)]
-    strips = [a[i:j] for i, j in itertools.pairwise(stops)]
-    lower = [[x @ y.T for y in strips[: i + 1]] for i, x in enumerate(strips)]
+    edges = list(itertools.pairwise(stops))
+    lower = [[a[i:j] @ b[k:l].T for k, l in edges[: n + 1]] for n, (i, j) in enumerate(edges)]
     return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in range(parts)] for i in range(parts)])
 
 
-def _kernel(a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
+def kernel_block(a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
     """`J_a S J_b^T`: explicit rows in one product, the factored ones tile by tile."""
     same = a is b
     if not (isinstance(a, PointRows) and isinstance(b, PointRows)):
-        return _tiled(a, b, same, scale, memory)
+        own = a.own_kernel(scale, memory) if same else None
+        return _tiled(a, b, same, scale, memory) if own is None else own
     a, b = expand(a, b, memory), a if same else expand(b, a, memory)
     if same:
         b = a
-    explicit = [x for x in a.parts if isinstance(x, Explicit) and sum(x.view.overlaps(y.view) for y in b.parts) == 1]
-    partner = [y for x in explicit for y in b.parts if x.view == y.view]
-    if len(partner) == len(explicit) == 1:  # one block of entries that no other contribution touches
-        x, y = explicit[0], partner[0]
+    apart = [(x, y) for x in _alone(a, b) for y in _alone(b, a) if x.view == y.view]
+    if len(apart) == 1:  # one block of entries that no other contribution touches
+        ((x, y),) = apart
         rest_a, rest_b = (tuple(p for p in group.parts if p is not gone) for group, gone in ((a, x), (b, y)))
         if same and scale is None:
             block = symmetric_product(x.values)
@@ -275,9 +277,14 @@ def _kernel(a: Rows, b: Rows, scale: "_Scale | None", memory: int) -> Array:
             block = (x if scale is None else scale.apply(x)).explicit() @ y.values.T
         if not (rest_a and rest_b):
             return block
-        a, b = PointRows(rest_a, a.size, a.dtype), PointRows(rest_b, b.size, b.dtype)
+        a, b = PointRows(parts=rest_a, size=a.size, dtype=a.dtype), PointRows(parts=rest_b, size=b.size, dtype=b.dtype)
         return block + _tiled(a, b, same, scale, memory)
     return _tiled(a, b, same, scale, memory)
+
+
+def _alone(a: PointRows, b: PointRows) -> list[Explicit]:
+    """The explicit rows of `a` whose entries meet one contribution of `b` only."""
+    return [x for x in a.parts if isinstance(x, Explicit) and sum(x.view.overlaps(y.view) for y in b.parts) == 1]
 
 
 def _tiled(a: Rows, b: Rows, symmetric: bool, scale: "_Scale | None", memory: int) -> Array:
@@ -339,7 +346,7 @@ class _Scale:
         self._flat = jnp.concatenate(spread)
 
     def __call__(self, rows: PointRows) -> PointRows:
-        return PointRows(tuple(self.apply(part) for part in rows.parts), rows.size, rows.dtype)
+        return PointRows(parts=tuple(self.apply(part) for part in rows.parts), size=rows.size, dtype=rows.dtype)
 
     def apply(self, part: Contribution) -> Contribution:
         for view, scale in zip(self._views, self._scales, strict=True):
