@@ -13,6 +13,8 @@ from ._orthogonal import OrthogonalSolve, orthogonal_factor
 from ._scaling import ScaledJacobian
 from ._spectrum import SpectralSolve, Spectrum
 
+ITERATIVE = ("cg", "minres", "lsmr", "nystrom")
+
 
 def factorize(
     jacobian: StructuredJacobian,
@@ -77,8 +79,9 @@ def factorize(
         rank=rank,
     )
     kind = choice.solve
-    if marquardt:
-        J = ScaledJacobian.of(jacobian, marquardt=True, leafwise=kind == "dual")
+    if kind in ITERATIVE:
+        jacobian = jacobian.for_products()
+    J = ScaledJacobian.of(jacobian, marquardt=marquardt, leafwise=kind == "dual")
     damping = damping.astype(J.dtype)
     gram = jacobian.gram() if kind == "primal" else None
     if relative:
