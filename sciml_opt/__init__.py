@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from . import linear as linear
 from . import linearization as linearization
 from . import methods as methods
 from . import models as models
@@ -16,8 +17,11 @@ from .linearization import Linearization as Linearization
 from .linearization import StructuredJacobian as StructuredJacobian
 from .objective import BoundObjective as BoundObjective
 from .objective import Objective as Objective
+from .objective import Product as Product
+from .objective import ProductBatch as ProductBatch
 from .objective import Term as Term
 from .objective import Weighted as Weighted
+from .objective import explain as explain
 from .solvers import GaussNewton as GaussNewton
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import least_squares as least_squares

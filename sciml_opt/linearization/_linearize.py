@@ -5,6 +5,7 @@
 It knows nothing of models, terms or batches; the `objective` package supplies the blocks.
 """
 
+import abc
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +33,26 @@ def half_squared_norm(z: Float[Array, " m"], x: PyTree) -> Scalar:
     return 0.5 * jnp.sum(z * z)
 
 
-class Block(eqx.Module):
+class AbstractBlock(eqx.Module):
+    """A part of a composite function: `Block`, `ProductBlock`."""
+
+    @property
+    @abc.abstractmethod
+    def least_squares(self) -> bool: ...
+
+    @abc.abstractmethod
+    def value(self, params: PyTree) -> Scalar: ...
+
+    @abc.abstractmethod
+    def residual(self, params: PyTree) -> Float[Array, " N"]:
+        """The whitened residual (least squares only)."""
+
+    @abc.abstractmethod
+    def linearize(self, params: PyTree) -> tuple[Any, ...]:
+        """`value, gradient (P,), rows, clipped, residual (N,) or None`."""
+
+
+class Block(AbstractBlock):
     """Points that share one inner map and one outer function.
 
     **Arguments:**
@@ -66,7 +86,6 @@ class Block(eqx.Module):
         return (jnp.sqrt(self.weights)[:, None] * self.inner_map(params)).reshape(-1)
 
     def linearize(self, params: PyTree) -> tuple[Any, ...]:
-        """`value, gradient (P,), rows, clipped, residual (n m,) or None`."""
         return _linearize_block(self, params)
 
 
@@ -91,7 +110,7 @@ class Linearization(eqx.Module):
     clipped: Int[Array, ""]
 
 
-def linearize(blocks: Sequence[Block], params: PyTree, mesh: Mesh | None = None) -> Linearization:
+def linearize(blocks: Sequence[AbstractBlock], params: PyTree, mesh: Mesh | None = None) -> Linearization:
     """Value, gradient, whitened residual and Jacobian of `sum_b sum_i w_bi ell_b(z_b(theta, x_bi), x_bi)` at `params`.
 
     **Arguments:**

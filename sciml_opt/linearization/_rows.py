@@ -24,6 +24,9 @@ from ._views import View, assemble
 
 # Reducing one entry of a T x T tile costs as much as this many multiply-adds of a matrix product (measured, CPU).
 REDUCTION = 24.0
+# Explicit rows are faster in products with a vector while they hold at most this many times the numbers of the factors:
+# they take one pass through memory, the factors `T` small matrix products (measured, CPU).
+PASS = 5.5
 
 
 class Contribution(eqx.Module):
@@ -265,10 +268,8 @@ class Rows(eqx.Module):
         del weights, memory
         return None
 
-    def own_kernel(
-        self, scale: "Callable[[PointRows], PointRows] | None", memory: int
-    ) -> Float[Array, "N N"] | None:
-        """`J S J^T` where the group knows better than by tiles of its rows."""
+    def own_kernel(self, scale: Any, memory: int) -> Float[Array, "N N"] | None:
+        """`J S J^T` where the group knows better than by tiles of its rows; `scale` takes and returns `PointRows`."""
         del scale, memory
         return None
 
@@ -284,6 +285,10 @@ class Rows(eqx.Module):
     def pad(self, count: int) -> "Rows":
         """The same, ready for slices of `count` rows in all."""
         del count
+        return self
+
+    def for_products(self) -> "Rows":
+        """The same, in the form that suits many products with vectors."""
         return self
 
 
@@ -325,6 +330,13 @@ class PointRows(Rows):
     def map_rows(self, f: Callable[[Array], Any]) -> "PointRows":
         """Apply `f` to every array that has the rows on its leading axis."""
         return PointRows(parts=tuple(part.map_rows(f) for part in self.parts), size=self.size, dtype=self.dtype)
+
+    def for_products(self) -> "PointRows":
+        def fast(part):
+            small = isinstance(part, Factored) and part.view.size <= PASS * part.terms * sum(part.view.shape)
+            return Explicit(View(part.view.indices.reshape(-1)), part.explicit()) if small else part
+
+        return PointRows(parts=tuple(join([fast(p) for p in self.parts])), size=self.size, dtype=self.dtype)
 
     @property
     def terms(self) -> int:

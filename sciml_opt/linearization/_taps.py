@@ -6,9 +6,9 @@ g_t and the inputs z_t give
 
     d f / d W = sum_t  g_t z_t^T,        exactly.
 
-The trace is split by dependence on the point. What depends on the parameters alone (a transpose, a cast, a normalised or
-low-rank weight) is evaluated once, before the points; a matrix M(theta) made there is tapped as M and pulled back through
-dM/dtheta once. Whatever is used in any other way keeps dense rows, one vjp a point: slower, and as exact.
+The trace is split by dependence on the point. What depends on the parameters alone (a transpose, a cast, a normalised
+or low-rank weight) is evaluated once, before the points; a matrix M(theta) made there is tapped as M and pulled back
+through dM/dtheta once. Whatever is used in any other way keeps dense rows, one vjp a point: slower, and as exact.
 """
 
 import math
@@ -22,8 +22,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from ._program import Program, bind, read, run, trace
+from ._program import REARRANGEMENTS, Program, bind, holds, read, run, trace
 from ._views import View, leaf_views, propagate
+
+# What a number of a row costs that is pulled back through dM/dtheta, as a multiple of one on the parameters themselves.
+PULLED = 8
+# What a number of a factor costs to make, as a multiple of one of a row to keep.
+MAKING = 0.25
 
 
 class Site(NamedTuple):
@@ -61,6 +66,7 @@ class Matrix(NamedTuple):
     use: int  # of the array that it is, if it is no view
     shape: tuple[int, int]
     pairs: tuple[Pair, ...]
+    terms: int  # T, the number of outer products
 
 
 class Dense(NamedTuple):
@@ -85,15 +91,16 @@ class Tapped:
     Static: it holds programs, no parameter values (but constants that the function closes over).
 
     **Attributes:** `matrices`, `dense`: what was tapped and what was not; `uses`: every parameter array that the points
-    see, with the reason where it is dense.
+    see, with the reason where it is dense; `reached`: the parameter leaves that the function reads at all.
     """
 
     def __init__(self, f: Callable[[PyTree, PyTree], Array], params: PyTree, point: PyTree):
-        structs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
+        leaves = jax.tree.leaves(params)
         program = trace(f, params, point)
-        # Products of a matrix with a constant (the first layer's derivative) are best tapped, unless that would drag
-        # into the points what else is computed once (a spectral norm).
-        split = min((_Split(program, structs, push) for push in (True, False)), key=lambda s: s.dense_size)
+        split = _best_split(program, [leaf.shape for leaf in leaves])
+        read = {v for _, operands in program.equations for v in operands if not isinstance(v, jex.Literal)}
+        read.update(v for v in program.outputs if not isinstance(v, jex.Literal))
+        self.reached = frozenset(i for i, v in enumerate(program.inputs[: len(leaves)]) if v in read)
         self.uses = split.uses
         self._split = split
         self._compile(jax.tree.leaves(point))
@@ -105,7 +112,7 @@ class Tapped:
 
     @property
     def constants(self) -> list[Array]:
-        return list(self._split.program.constants.values())
+        return [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in self._split.program.constants.values()]
 
     def evaluate(self, params: PyTree, points: PyTree, chunk: int | None = None) -> Evaluation:
         """Value, cotangents and inputs at every point; with `chunk`, so many points at a time."""
@@ -125,7 +132,9 @@ class Tapped:
     def _compile(self, point: Sequence) -> None:
         """Trace the tapped point program with its vjp, and merge what shares an input or a cotangent."""
         split = self._split
-        boundary = [jax.ShapeDtypeStruct(jnp.shape(v), v.dtype) for v in (getattr(b, "aval", b) for b in split.boundary)]
+        boundary = [
+            jax.ShapeDtypeStruct(jnp.shape(v), v.dtype) for v in (getattr(b, "aval", b) for b in split.boundary)
+        ]
         labels: list[tuple[int, Site]] = []
 
         def one(hoisted, point):
@@ -137,21 +146,26 @@ class Tapped:
         self._points = Program(closed)
         (self.size,) = shapes[0].shape
         taps = len(labels)
-        names = self._points.outputs[1:]
+        names: list[Any] = self._points.outputs[1:]
         pairs: dict[Any, list[tuple[int, int, bool]]] = {}
         shapes_of: dict[Any, tuple[View | None, int, tuple[int, int]]] = {}
         for k, (number, site) in enumerate(labels):
             use = self.uses[number]
-            shape = split.matrix_shape(use, site)
-            view, upright = None, True
-            if use.view is not None:
-                view = View(use.view.transpose(site.axes).reshape(shape))
-                upright = view.upright
-                view = view if upright else view.T
-            key = view if view is not None else (number, site.axes, site.free)
-            shapes_of[key] = (view, number, shape if upright else shape[::-1])
+            entries = split.entries(use, site)
+            if use.view is None:  # the orientation of its first site
+                upright = entries == split.entries(use, use.sites[0])
+            else:
+                upright = entries.upright
+            view = entries if upright else entries.T
+            key = (view, number if use.view is None else None)
+            shapes_of[key] = (None if use.view is None else view, number, view.shape)
             pairs.setdefault(key, []).append((k, taps + k, True) if upright else (taps + k, k, False))
-        self.matrices = [Matrix(*shapes_of[key], tuple(_merge(found, names))) for key, found in pairs.items()]
+        self.matrices = []
+        for key, found in pairs.items():
+            merged = tuple(_merge(found, names))
+            # T is the next to last axis of every factor, with and without the axis of the outputs before it.
+            terms = sum(names[pair.lefts[0]].aval.shape[-2] for pair in merged)
+            self.matrices.append(Matrix(*shapes_of[key], merged, terms))
         numbers = [i for i, use in enumerate(self.uses) if not use.sites]
         self.dense = []
         for position, number in enumerate(numbers):
@@ -162,7 +176,7 @@ class Tapped:
 
 
 def _merge(found: list[tuple[int, int, bool]], names: list) -> list[Pair]:
-    """Outer products that share a factor become one, with the sum of the other: the kernel costs their number squared."""
+    """Outer products that share a factor become one, with the sum of the other: a kernel costs their number squared."""
     by_left: dict[Any, list[tuple[int, int, bool]]] = {}
     for left, right, cotangent_left in found:
         by_left.setdefault((id(names[left]), cotangent_left), []).append((left, right, cotangent_left))
@@ -191,28 +205,47 @@ class Hoist:
         return [env[v] for v in self._outputs]
 
 
-class _Split:
-    """A program split into what is evaluated once and what is evaluated a point."""
+def _best_split(program: Program, shapes: Sequence[tuple[int, ...]]) -> "_Split":
+    """The split whose rows are cheapest.
 
-    def __init__(self, program: Program, leaves: Sequence[jax.ShapeDtypeStruct], push: bool):
+    A product of a parameter array with a constant depends on no point. Some are best tapped all the same: W e_i, the
+    first layer's derivative, since W is tapped anyway. Others are best evaluated once: the network on the nodes of an
+    integral, a power iteration. So it is with numbers: exp(nu) in front of the residual, exp(s) times a weight.
+    """
+    once = _Split(program, shapes, frozenset())
+    products = [once.constant_products, once.direct_products(), []]
+    choices = dict.fromkeys(frozenset([*some, *scalars]) for some in products for scalars in (once.scalars, []))
+    return min((_Split(program, shapes, pushed) if pushed else once for pushed in choices), key=lambda s: s.cost)
+
+
+class _Split:
+    """A program split into what is evaluated once and what is evaluated a point, among it the equations `pushed`."""
+
+    def __init__(self, program: Program, shapes: Sequence[tuple[int, ...]], pushed: frozenset[int]):
         self.program = program
         self.hoisted: list = []
         self.pointwise: list = []
-        on_params = {v: frozenset((i,)) for i, v in enumerate(program.inputs[: len(leaves)])}
-        on_point = set(program.inputs[len(leaves) :])
-        self._views: dict[Any, np.ndarray] = dict(
-            zip(program.inputs, leaf_views([leaf.shape for leaf in leaves]), strict=False)
-        )
+        self.constant_products: list[int] = []  # equations: a parameter array times a constant
+        self.scalars: list[int] = []  # equations: numbers made of parameters that are numbers
+        on_params = {v: frozenset((i,)) for i, v in enumerate(program.inputs[: len(shapes)])}
+        on_point = set(program.inputs[len(shapes) :])
+        numbers = {v for v in on_params if v.aval.shape == ()}
+        self._views: dict[Any, np.ndarray] = dict(zip(program.inputs, leaf_views(shapes), strict=False))
         self._scales: dict[Any, tuple] = dict.fromkeys(self._views, ())
-        for eqn, operands in program.equations:
+        for number, (eqn, operands) in enumerate(program.equations):
             variables = [v for v in operands if not isinstance(v, jex.Literal)]
-            params = any(v in on_params for v in variables) and eqn.primitive.name != "stop_gradient"
             outs = [out for out in eqn.outvars if jnp.issubdtype(out.aval.dtype, jnp.inexact)]
-            params = params and bool(outs)
+            params = bool(outs) and any(v in on_params for v in variables) and eqn.primitive.name != "stop_gradient"
             point = any(v in on_point for v in variables)
             if params and not point:
-                constant_product = push and eqn.primitive.name == "dot_general" and self._one_view(operands, on_params)
-                point = constant_product or any(jnp.issubdtype(o.aval.dtype, jnp.complexfloating) for o in outs)
+                if eqn.primitive.name == "dot_general" and sum(v in on_params for v in variables) == 1:
+                    self.constant_products.append(number)
+                if eqn.outvars[0].aval.shape == () and all(v in numbers for v in variables if v in on_params):
+                    numbers.update(eqn.outvars)
+                    self.scalars.append(number)
+                # Arrays that are pulled back are real and, since their rows also multiply vectors, have a jvp.
+                point = number in pushed or any(jnp.issubdtype(o.aval.dtype, jnp.complexfloating) for o in outs)
+                point = point or holds(eqn, "custom_vjp_call", "custom_vjp_call_jaxpr")
             if params:
                 sources = frozenset().union(*(on_params[v] for v in variables if v in on_params))
                 on_params.update(dict.fromkeys(outs, sources))
@@ -225,19 +258,39 @@ class _Split:
                 self._follow(eqn, operands, on_params)
         self._find_boundary(on_params, on_point)
 
+    def direct_products(self) -> list[int]:
+        """The constant products that the points use as they are."""
+        used = set(self.boundary)
+        direct = []
+        for number, (eqn, operands) in reversed(list(enumerate(self.program.equations))):
+            if used.isdisjoint(eqn.outvars):
+                continue
+            if number in self.constant_products:
+                direct.append(number)
+            elif eqn.primitive.name in REARRANGEMENTS:
+                used.update(v for v in operands if not isinstance(v, jex.Literal))
+        return direct
+
+    @property
+    def cost(self) -> float:
+        """Numbers a row, and what it takes to make them."""
+        total = 0.0
+        for use in self.uses:
+            size = math.prod(use.var.aval.shape)
+            factors = sum(self._terms(site) * sum(self.matrix_shape(use, site)) for site in use.sites)
+            numbers = min(size, factors) + MAKING * factors if use.sites else size
+            total += numbers * (1 if use.view is not None else PULLED)
+        return total
+
+    def _terms(self, site: Site) -> int:
+        eqn, operands = self.pointwise[site.equation]
+        contract = eqn.params["dimension_numbers"][0][1 - site.side]
+        return math.prod(n for a, n in enumerate(operands[1 - site.side].aval.shape) if a not in contract)
+
     def hoist(self, outputs: Sequence) -> Hoist:
         return Hoist(self.program, self.hoisted, outputs)
 
-    @property
-    def dense_size(self) -> int:
-        return sum(math.prod(use.var.aval.shape) for use in self.uses if not use.sites)
-
-    def _one_view(self, operands, on_params) -> bool:
-        """Whether one operand is a matrix of parameters and the other is constant."""
-        shown = [v for v in operands if not isinstance(v, jex.Literal) and v in self._views]
-        return len(shown) == 1 and all(isinstance(v, jex.Literal) or v in shown or v not in on_params for v in operands)
-
-    def _follow(self, eqn, operands, on_params) -> None:
+    def _follow(self, eqn, operands: list[Any], on_params) -> None:
         """Which entries, times which constants, the results of a hoisted equation show."""
         shown = [v for v in operands if not isinstance(v, jex.Literal) and v in self._views]
         name = eqn.primitive.name
@@ -245,13 +298,15 @@ class _Split:
             self._views[eqn.outvars[0]] = self._views[shown[0]]
             self._scales[eqn.outvars[0]] = (*self._scales[shown[0]], ("neg", None))
         elif name in ("mul", "div") and len(shown) == 1 and (name == "mul" or operands[0] is shown[0]):
-            other = operands[1] if operands[0] is shown[0] else operands[0]
+            other = operands[operands[0] is shown[0]]
+            aval: Any = other.aval
             constant = isinstance(other, jex.Literal) or other not in on_params
-            if constant and other is not shown[0] and other.aval.shape == ():
+            if constant and other is not shown[0] and aval.shape == ():
                 self._views[eqn.outvars[0]] = self._views[shown[0]]
                 self._scales[eqn.outvars[0]] = (*self._scales[shown[0]], (name, other))
-        elif (views := propagate(eqn, operands, self._views)) is not None and len({self._scales[v] for v in shown}) == 1:
-            for out, view in zip(eqn.outvars, views, strict=True):
+        elif shown and all(self._scales[v] == self._scales[shown[0]] for v in shown):
+            views = propagate(eqn, operands, self._views) or []
+            for out, view in zip(eqn.outvars, views, strict=False):
                 self._views[out] = view
                 self._scales[out] = self._scales[shown[0]]
 
@@ -265,13 +320,13 @@ class _Split:
                     reads.setdefault(v, []).append((number, position))
         returned = [v for v in self.program.outputs if not isinstance(v, jex.Literal) and v not in on_point]
         boundary.update(dict.fromkeys(returned))
-        used = {v for use in boundary for op, v in self._scales.get(use, ()) if v is not None}
-        boundary.update(dict.fromkeys(v for v in used if not isinstance(v, jex.Literal)))
+        scales = [v for use in boundary for _, v in self._scales.get(use, ())]
+        boundary.update(dict.fromkeys(v for v in scales if v is not None and not isinstance(v, jex.Literal)))
         self.boundary = list(boundary)
         trained = [v for v in self.boundary if v in on_params]
-        self.uses = [self._use(v, on_params[v], reads.get(v, []), v in returned) for v in trained]
+        self.uses = [use for v in trained for use in self._uses(v, on_params[v], reads.get(v, []), v in returned)]
 
-    def _use(self, var, leaves: frozenset[int], reads, returned: bool) -> Use:
+    def _uses(self, var, leaves: frozenset[int], reads, returned: bool) -> list[Use]:
         view, scales = self._views.get(var), self._scales.get(var, ())
         sites, reason = [], "it is returned as it is" if returned else ""
         if len(var.aval.shape) == 0:
@@ -283,7 +338,22 @@ class _Split:
                 sites.append(site)
             else:
                 reason = reason or f"it enters {eqn.primitive.name}" + ("" if site is None else f" {site}")
-        return Use(var, leaves, view, scales, () if reason else tuple(sites), reason)
+        whole = Use(var, leaves, view, scales, () if reason else tuple(sites), reason)
+        if view is not None or not whole.sites:
+            return [whole]
+        # One use a matrix that the axes of the array make: its rows are held apart from those of another.
+        groups: dict[View, list[Site]] = {}
+        for site in sites:
+            entries = self.entries(whole, site)
+            groups.setdefault(entries if entries.upright else entries.T, []).append(site)
+        return [whole._replace(sites=tuple(group)) for group in groups.values()]
+
+    def entries(self, use: Use, site: Site) -> View:
+        """The matrix of a site, as entries of the parameters or, of an array that is made from them, of the array."""
+        shown = use.view
+        if shown is None:
+            shown = np.arange(math.prod(use.var.aval.shape)).reshape(use.var.aval.shape)
+        return View(shown.transpose(site.axes).reshape(self.matrix_shape(use, site)))
 
     def matrix_shape(self, use: Use, site: Site) -> tuple[int, int]:
         shape = [use.var.aval.shape[a] for a in site.axes]
@@ -305,7 +375,7 @@ class _Split:
                 outs = bind(eqn, values)
                 if number in tapped:
                     outs = [outs[0] if taps is None else outs[0] + taps[len(data)]]
-                    data.append(values[1 - tapped[number][1].side])
+                    data.append(jnp.asarray(values[1 - tapped[number][1].side]))
                 env.update(zip(eqn.outvars, outs, strict=True))
             (z,) = [read(env, v) for v in self.program.outputs]
             return z, data
@@ -347,6 +417,9 @@ def _site(number: int, eqn, operands, side: int) -> Site | str | None:
         return "with batch axes"
     if operands[0] is operands[1]:
         return "twice"
+    dtypes = [eqn.outvars[0].aval.dtype, *(v.aval.dtype for v in operands)]
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        return "in complex arithmetic"
     dims = range(len(operands[side].aval.shape))
     free = [a for a in dims if a not in contract[side]]
     return Site(number, side, (*free, *contract[side]), len(free))

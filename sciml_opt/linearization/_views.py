@@ -1,5 +1,6 @@
 """Which entries of the parameter vector a point-independent array shows."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-
-RUNS = 64
+RUNS = 64  # stretches of neighbours up to which a view is read by slices
 
 
 class View:
@@ -28,7 +28,7 @@ class View:
         edges = np.concatenate([[0], breaks, [self.size]]) if self.size else np.zeros(1, int)
         self.runs = None  # (offset, start, length) of each stretch of neighbours, if they are few
         if len(edges) - 1 <= RUNS:
-            self.runs = tuple((int(a), int(flat[a]), int(b - a)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+            self.runs = tuple((int(a), int(flat[a]), int(b - a)) for a, b in itertools.pairwise(edges))
         self._hash = hash((self.shape, self.start, None if self.contiguous else self.indices.tobytes()))
 
     def __hash__(self):
@@ -109,8 +109,10 @@ def propagate(eqn, operands: Sequence, views: dict) -> list[np.ndarray] | None:
         return [np.flip(x, p["dimensions"])]
     if name == "split":
         return np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"])
-    if name == "concatenate" and all(k is not None for k in known):
-        return [np.concatenate(known, p["dimension"])]
+    parts = [k for k in known if k is not None]
+    if name == "concatenate" and len(parts) == len(known):
+        joined = np.concatenate(parts, p["dimension"])
+        return [joined] if np.unique(joined).size == joined.size else None  # of distinct entries
     return None
 
 

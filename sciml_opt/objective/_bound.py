@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._tree import tree_dtype
-from ..linearization import Block, Linearization, half_squared_norm, linearize
+from ..linearization import AbstractBlock, Block, Linearization, ProductBlock, half_squared_norm, linearize
 
 
 class _Static(eqx.Module):
@@ -52,10 +52,19 @@ class PointMap(eqx.Module):
         return eqx.combine(self.arrays, self.static.tree)(*args)
 
 
+class ProductMap(eqx.Module):
+    """The maps of a product term, and how many points each side has."""
+
+    left: PointMap
+    right: PointMap
+    combine: PointMap
+    shape: tuple[int, int] = eqx.field(static=True)
+
+
 class BoundTerm(eqx.Module):
     """One term on its points."""
 
-    inner: PointMap
+    inner: PointMap | ProductMap
     outer: PointMap | None  # None: half the squared norm
     points: PyTree
     weight: Array
@@ -126,7 +135,7 @@ class BoundObjective(eqx.Module):
         """
         return linearize(list(self._blocks(params).values()), params, self._mesh)
 
-    def _blocks(self, params: PyTree) -> dict[str, Block]:
+    def _blocks(self, params: PyTree) -> dict[str, AbstractBlock]:
         dtype = tree_dtype(params)
 
         def cast(leaf):  # everything follows the dtype of the parameters
@@ -135,12 +144,22 @@ class BoundObjective(eqx.Module):
         def whole(weight):  # weights may be integers
             return weight.astype(dtype)
 
+        def point_function(inner, count):
+            return _PointFunction(inner, self._static_arrays, self._static, self._where, count)
+
         blocks = {}
         for name, term in self._terms.items():
-            inner = _PointFunction(term.inner, self._static_arrays, self._static, self._where, term.count)
-            weights = jnp.full((term.count,), 1 / term.count, dtype) if term.weights is None else whole(term.weights)
+            inner, points = term.inner, jax.tree.map(cast, term.points)
+            shape = inner.shape if isinstance(inner, ProductMap) else (term.count,)
+            weights = jnp.full(shape, 1 / term.count, dtype) if term.weights is None else whole(term.weights)
             outer = half_squared_norm if term.outer is None else _Outer(term.outer)
-            blocks[name] = Block(inner, outer, jax.tree.map(cast, term.points), weights * whole(term.weight), self._chunk)
+            weights = weights * whole(term.weight)
+            if isinstance(inner, ProductMap):
+                left, right = map(point_function, (inner.left, inner.right), shape)
+                sides = points.left, points.right, points.pair
+                blocks[name] = ProductBlock(left, right, _Combine(inner.combine), outer, *sides, weights, self._chunk)
+            else:
+                blocks[name] = Block(point_function(inner, term.count), outer, points, weights, self._chunk)
         return blocks
 
 
@@ -157,6 +176,22 @@ class _Outer(eqx.Module):
                 f"(a scalar z arrives as (1,)); it returned {value.dtype}{list(value.shape)}. Sum over components."
             )
         return value.astype(z.dtype)
+
+
+class _Combine(eqx.Module):
+    """How a product term combines one left with one right output, checked."""
+
+    combine: PointMap
+
+    def __call__(self, b: Float[Array, " p"], t: Float[Array, " q"], pair: PyTree) -> Float[Array, " m"]:
+        z = self.combine(b, t, pair)
+        if not isinstance(z, jax.Array) or z.ndim > 1 or z.size == 0 or not jnp.issubdtype(z.dtype, jnp.floating):
+            what = f"{z.dtype}{list(z.shape)}" if isinstance(z, jax.Array) else type(z).__name__
+            raise ValueError(
+                f"The combine function of term {self.combine.term!r} must return a real scalar or a vector (m,) for "
+                f"ONE pair, b of shape {b.shape} and t of shape {t.shape}; it returned {what}."
+            )
+        return z.reshape(-1).astype(b.dtype)
 
 
 class _PointFunction(eqx.Module):

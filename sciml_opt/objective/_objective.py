@@ -4,6 +4,7 @@ L(theta) = sum_k  w_k / N_k  sum_i  ell_k( z_k(theta, x_ki), x_ki )
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 from .._check import count as positive
 from ..linearization import half_squared_norm
 from ._bound import BoundObjective, BoundTerm, PointMap
+from ._product import as_product, product_map
 from ._shard import point_mesh, shard
 
 
@@ -27,8 +29,8 @@ class Weighted(NamedTuple):
     **Arguments:**
 
     - `points`: pytree with a leading axis of length `N`.
-    - `weights`: `(N,)`, non-negative. They take the place of `1 / N`: quadrature nodes bring their quadrature weights,
-      an importance-sampled mean brings `1 / (N p_i)`, a padded batch brings zeros.
+    - `weights`: `(N,)`, or `(Nl, Nr)` for a `ProductBatch`, non-negative. They take the place of `1 / N`: quadrature
+      nodes bring their quadrature weights, an importance-sampled mean brings `1 / (N p_i)`, a padded batch zeros.
     """
 
     points: PyTree
@@ -125,7 +127,8 @@ class Objective(eqx.Module):
 
         **Arguments:**
 
-        - `batch`: one entry a term, each a pytree whose leaves share a leading point axis, or `Weighted`.
+        - `batch`: one entry a term, each a pytree whose leaves share a leading point axis, or `Weighted`; for a
+          `Product` a `ProductBatch`.
         - `static`: what `eqx.partition(model, eqx.is_inexact_array)` returned second; `None` if `params` itself is the
           model.
         - `where`: which parameters are trained; a pytree of bools (a prefix of the parameters' tree) or a function of a
@@ -133,8 +136,8 @@ class Objective(eqx.Module):
         - `chunk`: how many points of a term are evaluated at a time, by default all: bounds the memory of value,
           gradient (accumulated over chunks, for one more evaluation) and linearization.
         - `mesh`: a `jax.sharding.Mesh` of one axis, over which the points of every term are sharded (padded with points
-          of weight 0 to equal shares); the parameters are replicated. In a program of several processes every process
-          passes the same batch.
+          of weight 0 to equal shares; those of a `Product` are not); the parameters are replicated. In a program of
+          several processes every process passes the same batch.
 
         **Returns:** a `BoundObjective`.
 
@@ -150,13 +153,17 @@ class Objective(eqx.Module):
             entry = batch[name]
             points, weights = entry if isinstance(entry, Weighted) else (entry, None)
             points = jax.tree.map(jnp.asarray, points)
-            count = _count(name, points, weights)
-            if mesh is not None:
-                points, weights, count = shard(points, weights, count, mesh)
-            inner, inner_static = eqx.partition(term.inner, eqx.is_array)
+            if (product := as_product(name, term.inner, points)) is not None:
+                inner = product_map(name, product, points, weights)
+                count = math.prod(inner.shape)
+            else:
+                count = _count(name, points, weights)
+                if mesh is not None:
+                    points, weights, count = shard(points, weights, count, mesh)
+                inner = PointMap(*eqx.partition(term.inner, eqx.is_array), name)
             outer, outer_static = eqx.partition(term.outer, eqx.is_array)
             bound[name] = BoundTerm(
-                inner=PointMap(inner, inner_static, name),
+                inner=inner,
                 outer=None if term.outer is half_squared_norm else PointMap(outer, outer_static, name),
                 points=points,
                 weight=term.weight,
