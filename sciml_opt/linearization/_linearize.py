@@ -17,14 +17,17 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
-from .._tree import tree_structure, unravel
+from .._tree import tree_dtype, tree_structure, unravel
 from ._matrix_free import MatrixFreeRows, evaluate
 from ._point_rows import point_rows
 from ._rows import PointRows, Rows
 from ._structured_jacobian import StructuredJacobian
 from ._taps import Tapped
 
-LONG = 64  # outputs of one point from which on no factors are kept: products go through jvp and vjp
+# From so many outputs of one point on, or so many bytes of dense rows (of large weights that cannot be factored), no
+# rows are kept: products go through jvp and vjp.
+LONG = 64
+DENSE = 4 * 2**30
 
 
 def half_squared_norm(z: Float[Array, " m"], x: PyTree) -> Scalar:
@@ -146,18 +149,17 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     """`value, gradient (P,), rows, clipped, residual (n m,) or None` of one block."""
     point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
     (outputs,) = jax.eval_shape(block.inner, params, point).shape
-    if outputs >= LONG:
-        z = block.inner_map(params)
+    tapped = Tapped(block.inner, params, point) if outputs < LONG else None
+    if tapped is not None:
+        numbers = block.weights.shape[0] * outputs * sum(dense.size for dense in tapped.dense)
+        if numbers * tree_dtype(params).itemsize > DENSE:
+            tapped = None
+    z, arrays = (block.inner_map(params), []) if tapped is None else tapped.evaluate(params, block.points, block.chunk)
 
-        def rows_of(scale: Array, mix: Array | None = None) -> Rows:
+    def rows_of(scale: Array, mix: Array | None = None) -> Rows:
+        if tapped is None:
             return MatrixFreeRows(block.inner, params, block.points, scale, mix, block.chunk)
-
-    else:
-        tapped = Tapped(block.inner, params, point)
-        z, arrays = tapped.evaluate(params, block.points, block.chunk)
-
-        def rows_of(scale: Array, mix: Array | None = None) -> Rows:  # pyright: ignore[reportRedeclaration]
-            return point_rows(tapped, arrays, params, scale, mix)
+        return point_rows(tapped, arrays, params, scale, mix)
 
     if block.least_squares:
         scale = jnp.sqrt(block.weights)

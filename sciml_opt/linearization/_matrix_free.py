@@ -1,4 +1,4 @@
-"""Rows of points with a long output (a field): products by jvp and vjp, nothing stored."""
+"""Rows of points whose factors or rows would be too large (a long output): products by jvp and vjp, nothing stored."""
 
 from collections.abc import Callable
 

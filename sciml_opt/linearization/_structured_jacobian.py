@@ -349,7 +349,11 @@ class _Scale:
         self._views = [View(indices) for indices in leaf_views([leaf.shape for leaf in leaves])]
         spread = []
         for scale, leaf in zip(self._scales, leaves, strict=True):
-            full = scale[0][:, None] * scale[1][None, :] if isinstance(scale, tuple) else jnp.broadcast_to(scale, leaf.shape)
+            full = (
+                scale[0][:, None] * scale[1][None, :]
+                if isinstance(scale, tuple)
+                else jnp.broadcast_to(scale, leaf.shape)
+            )
             spread.append(full.astype(self._dtype).reshape(-1))
         self._flat = jnp.concatenate(spread)
 

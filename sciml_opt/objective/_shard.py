@@ -14,9 +14,7 @@ def point_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def shard(
-    points: PyTree, weights: ArrayLike | None, count: int, mesh: Mesh
-) -> tuple[PyTree, Float[Array, " n"], int]:
+def shard(points: PyTree, weights: ArrayLike | None, count: int, mesh: Mesh) -> tuple[PyTree, Float[Array, " n"], int]:
     """Points and weights in equal shares, one a device: the last point is repeated with weight 0 to fill up.
 
     **Returns:** points, weights, and their number.

@@ -179,6 +179,14 @@ def test_long_outputs_are_matrix_free(outer):
         assert relative(jax.jit(ours)(J, v, w), expected(dense, flat(v), np.asarray(w))) < 1e-11
 
 
+def test_large_dense_rows_are_matrix_free():
+    """A weight that is used entry by entry: 1000 points times 10^6 entries would be 8 GB of rows."""
+    params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float64)}
+    loss = so.Objective(a=so.Term(lambda p, x: jnp.sum(jnp.sin(p["w"] * x[0])))).bind({"a": np.ones((1000, 1))})
+    J = jax.eval_shape(loss.linearize, params).jacobian
+    assert type(J.rows[0]).__name__ == "MatrixFreeRows"
+
+
 def test_chunks_change_nothing_but_the_memory():
     params, static = partition(so.models.MLP(2, layers=(32, 32), key=jax.random.key(0)))
     points = np.random.default_rng(0).uniform(size=(500, 2))

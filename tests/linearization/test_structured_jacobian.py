@@ -11,7 +11,6 @@ from small import flat, relative
 import sciml_opt as so
 from sciml_opt._tree import ravel, unravel
 
-
 SHAPES = st.lists(st.lists(st.integers(1, 3), max_size=2).map(tuple), min_size=1, max_size=3)
 
 
