@@ -15,7 +15,7 @@ PRODUCT_RATE = 0.2  # products with one vector wait for the memory
 DEFAULT_MEMORY = 2 * 2**30  # bytes
 MATRICES = 3  # square matrices that a direct solve holds at once: the sum, the factor, a copy of LAPACK
 NYSTROM_STEPS, PLAIN_STEPS = 30, 300  # expected, with and without a preconditioner
-QR_PREMIUM = 8  # what the digits of a QR are worth in float32; every dense Jacobian is below it
+QR_PREMIUM = 12  # what the digits of a QR are worth in float32; every dense Jacobian is below it
 LEAST_RANK, MOST_RANK = 100, 500  # with 50 late iterations became 123 in place of 6 (2-D Poisson, N = 1020, P = 2545)
 USEFUL_RANK = 20  # below it no preconditioner is made
 # No solve factors in float32 and refines in float64: on a CPU it was slower or equal for every n from 500 to 3000 (the
@@ -51,7 +51,7 @@ def choose(
     """The solve for `(J^T J + lambda D) s = b` and its predicted cost.
 
     Candidates for `"auto"`: `"primal"` and, for right-hand sides `J^T y`, `"dual"`, as far as three of their matrices
-    fit the memory; the cheaper one. In float32 `"qr"` in its place, where it costs at most eight times as much: normal
+    fit the memory; the cheaper one. In float32 `"qr"` in its place, where it costs at most twelve times as much: normal
     equations leave float32 three or four digits (the heat equation, 337 parameters, 150 Levenberg-Marquardt steps:
     relative error 1.5e-4 by Cholesky). If none fits, or if the iteration is predicted ten times cheaper, conjugate
     gradients with a Nystrom preconditioner whose sketch fits the memory; with no room for 20 vectors `"lsmr"`, or for

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from ._point_rows import SECOND_ORDER
+from ._point_rows import multiplied_out
 from ._taps import Tapped, Use
 from ._views import View
 
@@ -68,7 +68,7 @@ def _record(tapped: Tapped, number: int, name: str, shape: tuple[int, ...], star
     ]
     paths = [_path(use) for _, use in uses]
     terms = sum(m.terms for m in matrices)
-    explicit = [m.shape[0] * m.shape[1] <= max(m.terms, SECOND_ORDER) * sum(m.shape) for m in matrices]
+    explicit = [multiplied_out(m.shape, m.terms) for m in matrices]
     reasons = dict.fromkeys(_reason(use) for _, use in uses)
     if any(explicit):
         reasons["multiplied out: fewer entries than factors"] = None

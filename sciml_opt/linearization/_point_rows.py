@@ -1,5 +1,6 @@
 """From the outputs of a tapped program to rows of a Jacobian: scaling, and the choice of form matrix by matrix."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,14 @@ from ._taps import Matrix, Tapped
 from ._views import View, leaf_views
 
 SECOND_ORDER = 4  # outer products a row of a second-order residual in two dimensions
+
+
+def multiplied_out(shape: tuple[int, ...], terms: int) -> bool:
+    """Whether a matrix of `rows x columns` keeps explicit rows: its entries are fewer numbers than the factors.
+
+    At least those of a second-order residual, so that the terms of an objective take the same form.
+    """
+    return math.prod(shape) <= max(terms, SECOND_ORDER) * sum(shape)
 
 
 def point_rows(
@@ -58,9 +67,7 @@ def point_rows(
             tuple(gather(pair.rights, not pair.cotangent_left) for pair in matrix.pairs),
             jnp.repeat(scale, m),
         )
-        # Few entries are fewer numbers than their factors. At least as in a second-order residual, so that the terms of
-        # an objective take the same form.
-        if view.size <= max(rows.terms, SECOND_ORDER) * sum(view.shape):
+        if multiplied_out(view.shape, rows.terms):
             return Explicit(View(view.indices.reshape(-1)), rows.explicit())
         return rows
 
