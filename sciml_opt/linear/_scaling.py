@@ -73,8 +73,9 @@ class ScaledJacobian(eqx.Module):
 
     def largest_diagonal(self) -> Array:
         """The largest entry of `diag(J~^T J~)`."""
-        squares = jax.tree.map(lambda norm, s: jnp.max(norm**2 / s), self.jacobian.column_norms(), self.scale)
-        return jnp.max(jnp.stack([leaf.astype(self.dtype) for leaf in jax.tree.leaves(squares)]))
+        if self._identity:
+            return self.jacobian.largest_column_square()
+        return jnp.max(ravel(self.jacobian.column_norms()) ** 2 / self.diagonal())
 
     def _over_root(self, tree: PyTree) -> PyTree:
         if self._identity:
@@ -87,8 +88,8 @@ def _diagonal(jacobian: StructuredJacobian, marquardt: bool, leafwise: bool) -> 
         return jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), jacobian.in_structure())
     squares = jax.tree.map(lambda norm: norm**2, jacobian.column_norms())
     if leafwise:
-        squares = jax.tree.map(jnp.mean, squares)
-    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(squares)]))
+        squares = jax.tree.map(lambda leaf: jnp.sum(leaf) / max(1, leaf.size), squares)
+    largest = jnp.max(ravel(squares))
 
     def positive(leaf):  # a parameter that no residual sees must be damped, and not run off to saturation
         floor = SCALE_FLOOR * largest.astype(leaf.dtype)

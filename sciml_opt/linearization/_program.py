@@ -150,9 +150,9 @@ def _identity(eqn, operands) -> Any:
     def constant(v, number):
         return isinstance(v, jex.Literal) and np.ndim(v.val) == 0 and v.val == number
 
-    if name in ("copy", "copy_p", "convert_element_type", "reshape", "squeeze", "broadcast_in_dim", "reduce_precision"):
-        plain = name not in ("reduce_precision",) and len(operands) == 1 and same(operands[0])
-        return operands[0] if plain else None
+    if name in ("copy", "copy_p", "convert_element_type", "reshape", "squeeze", "broadcast_in_dim"):
+        permuted = eqn.params.get("dimensions") is not None  # lax.reshape(..., dimensions=...) transposes first
+        return operands[0] if len(operands) == 1 and same(operands[0]) and not permuted else None
     if name == "mul" and same(operands[0]) and constant(operands[1], 1):
         return operands[0]
     if name == "mul" and same(operands[1]) and constant(operands[0], 1):
@@ -260,7 +260,16 @@ def _counts(eqn, ins: Sequence[_Value]) -> bool:
 def _unrollable(eqn) -> bool:
     body, _ = _body(eqn.params["jaxpr"])
     known = len(body.invars) == len(eqn.invars) and len(body.outvars) == len(eqn.outvars)
-    return known and 0 < eqn.params["length"] * len(body.eqns) <= UNROLL
+    return known and 0 < eqn.params["length"] * _length(body) <= UNROLL
+
+
+def _length(jaxpr) -> int:
+    """The equations of a program with everything in it inlined and unrolled."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        bodies = [p for p in jax.tree.leaves(list(eqn.params.values())) if isinstance(p, jex.Jaxpr | jex.ClosedJaxpr)]
+        total += eqn.params.get("length", 1) * max(1, sum(_length(_body(body)[0]) for body in bodies))
+    return total
 
 
 def _unroll(eqn, ins: Sequence[_Value], taken: _Value | None) -> list[_Value]:

@@ -122,7 +122,7 @@ class Factored(Contribution):
     def row_squares(self) -> Float[Array, " N"]:
         left, right = self.stacked()
         entries = jnp.einsum("nti,nsi->nts", left, left) * jnp.einsum("nti,nsi->nts", right, right)
-        return self.scale**2 * jnp.sum(entries, axis=(1, 2))
+        return self.scale**2 * jnp.maximum(jnp.sum(entries, axis=(1, 2)), 0)  # the terms may cancel
 
     def column_squares(self) -> Float[Array, " size"]:
         """`sum_n scale_n^2 (sum_t l_t r_t^T)^2` expanded to `sum_ts`: matrix products, and no row is formed."""

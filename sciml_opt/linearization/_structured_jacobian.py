@@ -133,11 +133,6 @@ class StructuredJacobian(lx.AbstractLinearOperator):
     def column_norms(self, *, memory: int = MEMORY) -> PyTree:
         """Euclidean norms of the columns, `sqrt(diag(J^T J))`, as a parameter-shaped pytree. **Cost:** `N P` flops."""
 
-        if self._size * self.out_structure().shape[0] * self._dtype.itemsize > memory:
-            groups = [group for group in self.rows if isinstance(group, PointRows) and group.separable]
-            if len(groups) == len(self.rows):
-                return unravel(jnp.sqrt(_total([group.column_squares() for group in groups])), self.in_structure())
-
         def squares(rows, w):
             return jnp.sum(rows**2, axis=0)
 
@@ -145,8 +140,12 @@ class StructuredJacobian(lx.AbstractLinearOperator):
 
     def largest_column_square(self, *, memory: int = MEMORY) -> Scalar:
         """The largest entry of `diag(J^T J)`, the natural unit of a damping."""
-        norms = self.column_norms(memory=memory)
-        return jnp.max(jnp.stack([jnp.max(leaf).astype(self._dtype) for leaf in jax.tree.leaves(norms)])) ** 2
+        groups = [group for group in self.rows if isinstance(group, PointRows) and group.separable]
+        rows = self._size * self.out_structure().shape[0] * self._dtype.itemsize
+        if rows > memory and len(groups) == len(self.rows):
+            # Expanded in the factors, where no row is formed. Small norms lose digits, the largest one does not.
+            return jnp.max(_total([group.column_squares() for group in groups]))
+        return jnp.max(ravel(self.column_norms(memory=memory))).astype(self._dtype) ** 2
 
     def row_norms(self) -> Float[Array, " N"]:
         """Euclidean norms of the rows, `sqrt(diag(J J^T))`, from the factors."""
@@ -163,13 +162,17 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return jax.tree.unflatten(treedef, self._accumulate(grams, None, memory))
 
     def take(self, indices: Int[Array, " k"]) -> "StructuredJacobian":
-        """The Jacobian of some residuals, in the order of `indices` (which may be traced); factored as before."""
+        """The Jacobian of some residuals, in the order of `indices` (which may be traced); factored as before.
+
+        Negative indices count from the end; the row of an index out of range is zero.
+        """
         start, parts = 0, []
+        indices = jnp.where(indices < 0, indices + self.out_structure().shape[0], indices)
         for group in self.rows:
             local = indices - start
             inside = (local >= 0) & (local < group.count)
             chosen = group.take(jnp.clip(local, 0, group.count - 1))
-            parts += chosen.scaled(inside.astype(self._dtype)).parts if len(self.rows) > 1 else chosen.parts
+            parts += chosen.scaled(inside.astype(self._dtype)).parts
             start += group.count
         return StructuredJacobian(
             [PointRows(parts=tuple(parts), size=self._size, dtype=self._dtype)], self.in_structure()

@@ -56,7 +56,7 @@ class View:
 
     def read(self, flat: Any) -> Any:
         """The entries of a flat vector, or of the last axis of an array."""
-        if self.runs is None:
+        if not self.runs:  # many stretches, or none
             part = flat[..., self.indices.reshape(-1)]
         else:
             pieces = [flat[..., start : start + length] for _, start, length in self.runs]

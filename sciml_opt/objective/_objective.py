@@ -132,7 +132,7 @@ class Objective(eqx.Module):
         - `static`: what `eqx.partition(model, eqx.is_inexact_array)` returned second; `None` if `params` itself is the
           model.
         - `where`: which parameters are trained; a pytree of bools (a prefix of the parameters' tree) or a function of a
-          leaf. The others are frozen: their gradient and their Jacobian columns are zero.
+          leaf. The others are frozen: their gradient and their Jacobian columns are zero (and are counted in `P`).
         - `chunk`: how many points of a term are evaluated at a time, by default all: bounds the memory of value,
           gradient (accumulated over chunks, for one more evaluation) and linearization.
         - `mesh`: a `jax.sharding.Mesh` of one axis, over which the points of every term are sharded (padded with points

@@ -9,7 +9,8 @@ from small import dense_jacobian, edges, flat, grid, interior, partition, relati
 
 import sciml_opt as so
 from sciml_opt.linearization import Block, linearize
-from sciml_opt.linearization._rows import Explicit, Factored, Pulled
+from sciml_opt.linearization._rows import Explicit, Factored, PointRows, Pulled
+from sciml_opt.linearization._views import View
 
 
 class Normalised(eqx.Module):
@@ -127,6 +128,37 @@ def test_rows_of_a_minibatch(case):
     assert part.out_structure().shape == (5,)
     assert relative(part.as_matrix(), expected) < 1e-12
     assert relative(jax.jit(lambda J: J.kernel())(part), expected @ expected.T) < 1e-12
+
+
+def test_indices_of_rows_as_in_numpy(case):
+    J, dense, _ = case
+    part = J.take(jnp.asarray([-1, len(dense), -len(dense) - 1, -len(dense)])).as_matrix()
+    np.testing.assert_allclose(part[np.array([0, 3])], dense[[-1, 0]], rtol=1e-12, atol=1e-12)
+    assert not np.any(part[1:3])
+
+
+def test_row_norms_of_terms_that_cancel():
+    """In float32 the expanded square of a small row may come out negative; its norm is no NaN."""
+    rng = np.random.default_rng(0)
+    g, z = (jnp.asarray(rng.normal(size=(200, 1, 16)), jnp.float32) for _ in range(2))
+    rows = Factored(View(np.arange(256).reshape(16, 16)), (g, g), (z, -z * (1 + 1e-5)), jnp.ones(200, jnp.float32))
+    J = so.StructuredJacobian([PointRows(parts=(rows,), size=256, dtype=jnp.dtype(jnp.float32))], jnp.zeros(256))
+    assert np.all(np.isfinite(J.row_norms()))
+
+
+def test_terms_and_leaves_without_parameters():
+    """A term that no trained parameter reaches, and an empty leaf, are nothing special."""
+    params = {"u": jnp.ones(2), "nu": jnp.ones(2), "none": jnp.zeros((0, 3))}
+    objective = so.Objective(a=so.Term(lambda p, x: p["u"] @ x - 3), b=so.Term(lambda p, x: p["nu"] @ x))
+    batch = {"a": grid(2), "b": grid(2)}
+    loss = objective.bind(batch, where={"u": True, "nu": False, "none": True})
+    J = loss.linearize(params).jacobian
+    np.testing.assert_allclose(J.mv(params)[4:], 0)
+    assert relative(J.mv(params)[:4], grid(2).sum(1) / 2) < 1e-14
+    for scaling, solve in (("identity", "dual"), ("marquardt", "primal")):
+        tx = so.levenberg_marquardt(scaling=scaling, solve=solve, geodesic=False)
+        result = so.train(params, objective, tx, batch, steps=2)
+        assert np.all(np.isfinite(result.history["loss"])) and result.loss < result.history["loss"][0]
 
 
 def test_blocks_of_the_leaves(case):

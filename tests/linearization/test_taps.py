@@ -92,6 +92,17 @@ def weight_and_its_transpose(p, x):
     return p["V"] @ jnp.tanh(p["W"].T @ jnp.tanh(p["W"] @ x))
 
 
+@case("pulled back", W=(D, D))
+def reshape_that_transposes(p, x):
+    return jnp.sum(jax.lax.reshape(p["W"], (D, D), (1, 0)) @ x * jnp.arange(1.0, D + 1))
+
+
+@case({"W": "dense"}, W=(D, D))
+def long_scan_of_calls(p, x):
+    layers = jax.jit(lambda h: functools.reduce(lambda h, _: jnp.tanh(p["W"] @ h), range(10), h))
+    return jax.lax.scan(lambda h, _: (layers(h), None), x, length=200)[0]
+
+
 @case("factored", W=(H, H))
 def quadratic_form(p, x):
     h = jnp.concatenate([x, x[:1]])
