@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size, unravel
-from ._rows import Explicit, PointRows, Rows
+from ._contributions import Explicit
+from ._rows import PointRows, Rows
 from ._views import View
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._tree import ravel, tree_dtype, tree_size
-from ._rows import Contribution, Explicit, Factored, PointRows, Pulled, join
+from ._contributions import Contribution, Explicit, Factored, Pulled
+from ._rows import PointRows, join
 from ._shared import Shared
 from ._taps import Matrix, Tapped
 from ._views import View, leaf_views

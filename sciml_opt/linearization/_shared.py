@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ._rows import Contribution, Explicit, Factored, PointRows, Pulled, join
+from ._contributions import Contribution, Explicit, Factored, Pulled
+from ._rows import PointRows, join
 from ._views import View
 
 

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._tree import ravel, tree_dtype, tree_size, tree_structure, unravel
-from ._rows import Contribution, Explicit, Factored, PointRows, Rows, expand, product, product_flops
+from ._contributions import Contribution, Explicit, Factored
+from ._rows import PointRows, Rows, expand, product, product_flops
 from ._sharded import over_devices, ring_kernel
 from ._views import View, leaf_views
 

@@ -9,7 +9,8 @@ from small import dense_jacobian, edges, flat, grid, interior, partition, relati
 
 import sciml_opt as so
 from sciml_opt.linearization import Block, linearize
-from sciml_opt.linearization._rows import Explicit, Factored, PointRows, Pulled
+from sciml_opt.linearization._contributions import Explicit, Factored, Pulled
+from sciml_opt.linearization._rows import PointRows
 from sciml_opt.linearization._views import View
 
 
