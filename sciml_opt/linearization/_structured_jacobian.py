@@ -313,13 +313,15 @@ def _tiled(a: Rows, b: Rows, symmetric: bool, scale: "_Scale | None", memory: in
     a, b = a.pad(number_a * rows_a), b.pad(number_b * rows_b)
     pairs = [(i, j) for i in range(number_a) for j in range(i + 1 if symmetric else number_b)]
     first, second = jnp.asarray(np.array(pairs, np.int32).T)
-    blocks = lax.map(
-        lambda pair: block(a.slice(pair[0] * rows_a, rows_a), b.slice(pair[1] * rows_b, rows_b)), (first, second)
-    )
-    whole = jnp.zeros((number_a, rows_a, number_b, rows_b), a.dtype).at[first, :, second, :].set(blocks)
-    if symmetric:
-        whole = whole.at[second, :, first, :].set(blocks.transpose(0, 2, 1))
-    return whole.reshape(number_a * rows_a, number_b * rows_b)[:size_a, :size_b]
+
+    def place(whole, pair):  # in place: tiles collected first would be one more copy of the product
+        i, j = pair[0] * rows_a, pair[1] * rows_b
+        tile = block(a.slice(i, rows_a), b.slice(j, rows_b))
+        whole = lax.dynamic_update_slice(whole, tile, (i, j))
+        return lax.dynamic_update_slice(whole, tile.T, (j, i)) if symmetric else whole, None
+
+    whole = jnp.zeros((number_a * rows_a, number_b * rows_b), a.dtype)
+    return lax.scan(place, whole, (first, second))[0][:size_a, :size_b]
 
 
 def _pair_flops(a: Rows, b: Rows) -> float:
