@@ -12,11 +12,12 @@ from .._tree import tree_add, tree_dtype, tree_scale
 
 
 class LineSearch(NamedTuple):
-    """`step_size` is 0 when no trial decreased the loss; `value = L(theta + step_size d)`."""
+    """`step_size` is 0 when no trial decreased the loss; `value = L(theta + step_size d)`; the work done."""
 
     step_size: Scalar
     value: Scalar
     evaluations: Int[Array, ""]
+    gradients: Int[Array, ""]
 
 
 def grid_search(
@@ -36,7 +37,7 @@ def grid_search(
     best = jnp.argmin(values)
     better = values[best] < value
     step_size = jnp.where(better, sizes[best], jnp.zeros_like(sizes[0]))
-    return LineSearch(step_size, jnp.where(better, values[best], value), jnp.int32(halvings + 1))
+    return LineSearch(step_size, jnp.where(better, values[best], value), jnp.int32(halvings + 1), jnp.int32(0))
 
 
 def armijo_search(
@@ -75,4 +76,4 @@ def armijo_search(
 
     eta, trial_value, count = jax.lax.while_loop(search, halve, (one, trial(one), jnp.int32(1)))
     passed = passes(eta, trial_value)
-    return LineSearch(jnp.where(passed, eta, 0 * one), jnp.where(passed, trial_value, value), count)
+    return LineSearch(jnp.where(passed, eta, 0 * one), jnp.where(passed, trial_value, value), count, jnp.int32(0))

@@ -1,7 +1,7 @@
 """The door to every damped solve."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Scalar, ScalarLike
+from jaxtyping import Array, Int, PyTree, Scalar, ScalarLike
 
 from ..linearization import StructuredJacobian
 from ._cholesky import damped_cholesky
@@ -22,6 +22,7 @@ def factorize(
     *,
     relative: bool = False,
     marquardt: bool = False,
+    scale: PyTree | None = None,
     solve: Solve = "auto",
     residual_form: bool = True,
     memory: int = DEFAULT_MEMORY,
@@ -36,7 +37,8 @@ def factorize(
     - `jacobian`: `J`, `N` residuals by `P` parameters.
     - `damping`: `lambda >= 0`; with `relative`, in units of the largest diagonal entry of `D^-1 J^T J`.
     - `marquardt`: `D = diag(J^T J)`, floored at `1e-6` of its largest entry (for `"dual"` its mean over each leaf,
-      which keeps the factored kernel); otherwise `D = I`.
+      which keeps the factored kernel); otherwise `D = I`,
+      or `scale`: one positive scalar a leaf.
     - `solve`: one of
 
         - `"primal"`, `"dual"`: Cholesky of the `P x P` or the `N x N` matrix, with a ladder (`damped_cholesky`);
@@ -81,7 +83,10 @@ def factorize(
     kind = choice.solve
     if kind in ITERATIVE:
         jacobian = jacobian.for_products()
-    J = ScaledJacobian.of(jacobian, marquardt=marquardt, leafwise=kind == "dual")
+    if scale is None:
+        J = ScaledJacobian.of(jacobian, marquardt=marquardt, leafwise=kind == "dual")
+    else:
+        J = ScaledJacobian.by_leaf(jacobian, scale)
     damping = damping.astype(J.dtype)
     gram = jacobian.gram() if kind == "primal" else None
     if relative:

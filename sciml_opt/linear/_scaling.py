@@ -30,6 +30,13 @@ class ScaledJacobian(eqx.Module):
         """`D = I`, or with `marquardt` `diag(J^T J)`, floored at `1e-6` of its largest entry; `leafwise` its means."""
         return cls(jacobian, _diagonal(jacobian, marquardt, leafwise), not marquardt)
 
+    @classmethod
+    def by_leaf(cls, jacobian: StructuredJacobian, scale: PyTree) -> "ScaledJacobian":
+        """`D` given by one positive scalar a leaf."""
+        return cls(
+            jacobian, jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), scale, jacobian.in_structure()), False
+        )
+
     @property
     def shape(self) -> tuple[int, int]:
         """`(N, P)`."""

@@ -7,3 +7,6 @@ from ._levenberg_marquardt import LevenbergMarquardtMethod as LevenbergMarquardt
 from ._method import AbstractMethod as AbstractMethod
 from ._method import Loss as Loss
 from ._method import StepInfo as StepInfo
+from ._method import search_info as search_info
+from ._method import searched as searched
+from ._method import solve_info as solve_info

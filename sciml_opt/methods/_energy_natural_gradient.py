@@ -8,9 +8,8 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from .._check import number, one_of
 from .._tree import tree_dtype
-from ..globalization import LineSearch, grid_search, step_size_damping
+from ..globalization import Search, step_size_damping
 from ..linear import Solve
-from ..linearization import Linearization
 from ._gauss_newton import DampedState, gauss_newton_direction
 from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 
@@ -26,21 +25,20 @@ class EnergyNaturalGradientMethod(AbstractMethod):
     """
 
     init_damping: Array
+    line_search: Search = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
-    def __init__(self, init_damping: ArrayLike = 1e-2, *, solve: Solve = "auto"):
+    def __init__(self, init_damping: ArrayLike = 1e-2, *, line_search: Search = "grid", solve: Solve = "auto"):
         self.init_damping = number("init_damping", init_damping, above=0)
+        self.line_search = one_of("line_search", line_search, get_args(Search))
         self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> DampedState:
-        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))
+        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
-        def search(lin: Linearization, direction: PyTree) -> LineSearch:
-            return grid_search(loss, params, direction, lin.value)
-
         lin = loss.linearize(params)
-        direction, factor, iterations = gauss_newton_direction(lin, state.damping, False, self.solve)
-        update, info = line_search_step(lin, direction, factor, iterations, search)
+        direction, factor, solved = gauss_newton_direction(lin, state.damping, False, self.solve)
+        update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import tree_dot, tree_dtype
-from ..globalization import LineSearch, armijo_search, step_size_damping
-from ..linear import DampedSolve, Scaling, Solve, factorize
+from .._tree import tree_dtype
+from ..globalization import Search, step_size_damping
+from ..linear import DampedSolve, Scaling, Solve, Solved, factorize
 from ..linearization import Linearization
 from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 
@@ -23,17 +23,17 @@ class DampedState(NamedTuple):
 
 def gauss_newton_direction(
     lin: Linearization, damping: Scalar, marquardt: bool, solve: Solve
-) -> tuple[PyTree, DampedSolve, Int[Array, ""]]:
+) -> tuple[PyTree, DampedSolve, Solved]:
     """`-(J^T J + lambda D)^-1 grad`, with lambda = `damping` times the largest diagonal entry of `D^-1 J^T J`.
 
-    Returns it with the factorisation and the iterations that it took.
+    Returns it with the factorisation and the report of the solve.
     """
     residual = lin.residual
     factor = factorize(
         lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve, residual_form=residual is not None
     )
     solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
-    return jax.tree.map(jnp.negative, solved.value), factor, solved.iterations
+    return jax.tree.map(jnp.negative, solved.value), factor, solved
 
 
 class GaussNewtonMethod(AbstractMethod):
@@ -48,22 +48,28 @@ class GaussNewtonMethod(AbstractMethod):
 
     init_damping: Array
     marquardt: bool = eqx.field(static=True)
+    line_search: Search = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
-    def __init__(self, init_damping: ArrayLike = 1e-2, *, scaling: Scaling = "identity", solve: Solve = "auto"):
+    def __init__(
+        self,
+        init_damping: ArrayLike = 1e-2,
+        *,
+        scaling: Scaling = "identity",
+        line_search: Search = "armijo",
+        solve: Solve = "auto",
+    ):
         self.init_damping = number("init_damping", init_damping, above=0)
         self.marquardt = one_of("scaling", scaling, get_args(Scaling)) == "marquardt"
+        self.line_search = one_of("line_search", line_search, get_args(Search))
         self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> DampedState:
-        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.empty(params))
+        return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
-        def search(lin: Linearization, direction: PyTree) -> LineSearch:
-            return armijo_search(loss, params, direction, lin.value, tree_dot(lin.grad, direction))
-
         lin = loss.linearize(params)
-        direction, factor, iterations = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
-        update, info = line_search_step(lin, direction, factor, iterations, search)
+        direction, factor, solved = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
+        update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

@@ -12,7 +12,7 @@ from .._check import number, one_of
 from .._tree import second_derivative, tree_add, tree_dot, tree_dtype, tree_norm, tree_scale, tree_where
 from ..globalization import nielsen_update
 from ..linear import Scaling, Solve, factorize
-from ._method import AbstractMethod, Loss, StepInfo
+from ._method import AbstractMethod, Loss, StepInfo, solve_info
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -57,7 +57,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
 
     def init(self, params: PyTree) -> LevenbergMarquardtState:
         one = jnp.ones((), tree_dtype(params))
-        return LevenbergMarquardtState(0 * one, 2 * one, one, jnp.int32(0), StepInfo.empty(params))
+        return LevenbergMarquardtState(0 * one, 2 * one, one, jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Loss, params: PyTree, state: LevenbergMarquardtState):
         lin = loss.linearize(params)
@@ -73,13 +73,13 @@ class LevenbergMarquardtMethod(AbstractMethod):
 
         residual = lin.residual
         solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
-        iterations = solved.iterations
+        solves = [solved]
         v = step = jax.tree.map(jnp.negative, solved.value)
         scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         accelerated = jnp.zeros((), bool)
         if self.geodesic and residual is not None:
             solved = factor.solve_residual(second_derivative(loss.residual, params, v))
-            iterations = iterations + solved.iterations
+            solves.append(solved)
             a = jax.tree.map(jnp.negative, solved.value)
             length = tree_dot(a, jax.tree.map(jnp.multiply, factor.scale, a))
             limit = self.acceleration_limit.astype(dtype)
@@ -93,22 +93,20 @@ class LevenbergMarquardtMethod(AbstractMethod):
         started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
         new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted, size)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
-        info = StepInfo(
+        info = StepInfo.of(
+            params,
             loss=lin.value,
             trial_loss=trial,
             accepted=accepted,
             damping=factor.damping,
             gain_ratio=gain_ratio,
-            step_size=jnp.ones((), dtype),
             step_norm=tree_norm(step),
             grad_norm=tree_norm(lin.grad),
             accelerated=accelerated,
-            evaluations=jnp.int32(1),
-            rung=factor.rung,
+            evaluations=1,
+            linearizations=1,
             clipped=lin.clipped,
-            solve=factor.choice,
-            predicted_flops=factor.predicted_flops,
-            iterations=iterations,
+            **solve_info(factor, *solves),
         )
         return update, LevenbergMarquardtState(
             damping=jnp.where(started, new_damping, state.damping),

@@ -2,16 +2,17 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._tree import tree_dot, tree_dtype, tree_norm
-from ..globalization import LineSearch
-from ..linear import DampedSolve
+from ..globalization import LineSearch, Search, line_search
+from ..linear import DampedSolve, Solved
 from ..linearization import Linearization
 
 
@@ -27,55 +28,63 @@ class Loss(Protocol):
 class StepInfo(NamedTuple):
     """What one step did; scalars of fixed shape for every method, so that histories stack.
 
-    **Fields:** `loss` before the step; `trial_loss` at the point that was tried last; `accepted`, whether the
-    parameters moved; `damping`, lambda as it was used; `gain_ratio`, actual over predicted decrease; `step_size` of the
-    line search; `step_norm` (of the step that was tried) and `grad_norm`, Euclidean; `accelerated`, whether the
-    geodesic correction was used; `evaluations` of the loss at trial points; `rung` of the Cholesky ladder (0 Cholesky,
-    1 more damping, 2 eigenvalues); `clipped` negative eigenvalues of a non-convex outer function; `solve`, which linear
-    solve was taken (an index of `sciml_opt.linear.SOLVES`), `predicted_flops` of it (at the rate of a matrix product),
-    and its `iterations` (0 for a direct one).
+    **Fields:**
+
+    - `loss` before the step; `trial_loss` at the point that was tried last; `accepted`, whether the parameters moved.
+    - `damping`, lambda as it was used, or the weight of a regularisation; `radius` of a trust region.
+    - `gain_ratio`, actual over predicted decrease; `step_size` of the line search; `step_norm` (of the step that was
+      tried) and `grad_norm`, Euclidean; `accelerated`, whether the geodesic correction was used.
+    - Work: `evaluations` of the loss at trial points, `gradients` beyond those of the linearizations, `linearizations`,
+      `products` with Hessians or Jacobians (`J^T J v` is one).
+    - The linear system: `solve`, which one was taken (an index of `sciml_opt.linear.SOLVES`, -1 for none of them), its
+      `predicted_flops` (at the rate of a matrix product), its `iterations` (0 for a direct one) and `linear_residual`,
+      `|A s - b| / |b|`; `rung` of the fallback (0 for none; `damped_cholesky`, `orthogonal_factor`; 1 if a negative
+      curvature was met).
+    - `clipped` negative eigenvalues of a non-convex outer function.
+
+    What a method has not is zero (`step_size` 1 without a line search).
     """
 
     loss: Scalar
     trial_loss: Scalar
     accepted: Bool[Array, ""]
     damping: Scalar
+    radius: Scalar
     gain_ratio: Scalar
     step_size: Scalar
     step_norm: Scalar
     grad_norm: Scalar
     accelerated: Bool[Array, ""]
     evaluations: Int[Array, ""]
+    gradients: Int[Array, ""]
+    linearizations: Int[Array, ""]
+    products: Int[Array, ""]
     rung: Int[Array, ""]
     clipped: Int[Array, ""]
     solve: Int[Array, ""]
     predicted_flops: Scalar
     iterations: Int[Array, ""]
+    linear_residual: Scalar
 
     @classmethod
-    def empty(cls, params: PyTree) -> "StepInfo":
-        number, flag, count = jnp.zeros((), tree_dtype(params)), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-        return cls(
-            loss=number,
-            trial_loss=number,
-            accepted=flag,
-            damping=number,
-            gain_ratio=number,
-            step_size=number,
-            step_norm=number,
-            grad_norm=number,
-            accelerated=flag,
-            evaluations=count,
-            rung=count,
-            clipped=count,
-            solve=count,
-            predicted_flops=number,
-            iterations=count,
-        )
+    def of(cls, params: PyTree, **fields: Any) -> "StepInfo":
+        """These fields, in the dtype of the parameters; the others zero."""
+        dtype = tree_dtype(params)
+        counts = ("evaluations", "gradients", "linearizations", "products", "rung", "clipped", "solve", "iterations")
+        kinds = dict.fromkeys(cls._fields, dtype) | dict.fromkeys(counts, jnp.dtype(jnp.int32))
+        kinds |= dict.fromkeys(("accepted", "accelerated"), jnp.dtype(bool))
+        values = {"step_size": 1, "solve": -1} | fields
+        # `jnp.asarray` would leave Python numbers weakly typed, and the second step would retrace
+        return cls(**{name: lax.convert_element_type(values.get(name, 0), kind) for name, kind in kinds.items()})
 
 
 class AbstractMethod(eqx.Module):
-    """An algorithm: pure functions on parameters, with its numbers as arrays."""
+    """An algorithm: pure functions on parameters, with its numbers as arrays.
+
+    **Attributes:** `structured`: whether `step` needs a `Loss`; otherwise any function of the parameters will do.
+    """
+
+    structured: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> Any:
@@ -87,32 +96,62 @@ class AbstractMethod(eqx.Module):
 
 
 def line_search_step(
+    loss: Loss,
+    params: PyTree,
     lin: Linearization,
     direction: PyTree,
     factor: DampedSolve,
-    iterations: Int[Array, ""],
-    search: Callable[[Linearization, PyTree], LineSearch],
+    solved: Solved,
+    search: Search,
 ) -> tuple[PyTree, StepInfo]:
-    """The update `eta d` found by a line search along `d`, and what it did."""
-    found = search(lin, direction)
-    moved = found.step_size > 0
-    update = jax.tree.map(lambda d: jnp.where(moved, found.step_size.astype(d.dtype) * d, jnp.zeros_like(d)), direction)
+    """The update `eta d` found by a line search along `d = -(J^T J + lambda D)^-1 grad`, and what it did."""
+    update, found = searched(loss, params, direction, lin.value, lin.grad, search)
     predicted = -tree_dot(lin.grad, update) - 0.5 * jnp.sum(lin.jacobian.mv(update) ** 2)
-    info = StepInfo(
+    info = StepInfo.of(
+        params,
         loss=lin.value,
-        trial_loss=found.value,
-        accepted=moved,
         damping=factor.damping,
         gain_ratio=(lin.value - found.value) / predicted,
-        step_size=found.step_size,
-        step_norm=jnp.where(moved, found.step_size, 1) * tree_norm(direction),  # of the whole direction if it failed
         grad_norm=tree_norm(lin.grad),
-        accelerated=jnp.zeros((), bool),
-        evaluations=found.evaluations,
-        rung=factor.rung,
+        linearizations=1,
         clipped=lin.clipped,
-        solve=factor.choice,
-        predicted_flops=factor.predicted_flops,
-        iterations=iterations,
+        **search_info(found, direction),
+        **solve_info(factor, solved),
     )
     return update, info
+
+
+def searched(
+    loss: Callable[[PyTree], Scalar], params: PyTree, direction: PyTree, value: Scalar, grad: PyTree, search: Search
+) -> tuple[PyTree, LineSearch]:
+    """The update `eta d` found by a line search along `d`; zero if there is none, or if `d` is not finite."""
+    found = line_search(search, loss, params, direction, value, grad)
+    moved = found.step_size > 0
+    update = jax.tree.map(lambda d: jnp.where(moved, found.step_size.astype(d.dtype) * d, jnp.zeros_like(d)), direction)
+    return update, found
+
+
+def search_info(found: LineSearch, direction: PyTree) -> dict[str, Any]:
+    """The fields of `StepInfo` about a line search."""
+    moved = found.step_size > 0
+    return {
+        "trial_loss": found.value,
+        "accepted": moved,
+        "step_size": found.step_size,
+        "step_norm": jnp.where(moved, found.step_size, 1) * tree_norm(direction),  # of the whole direction if it failed
+        "evaluations": found.evaluations,
+        "gradients": found.gradients,
+    }
+
+
+def solve_info(factor: DampedSolve, *solved: Solved) -> dict[str, Any]:
+    """The fields of `StepInfo` about the linear system; iterations added up, the residual of the first."""
+    iterations = sum((one.iterations for one in solved), start=jnp.int32(0))
+    return {
+        "rung": factor.rung,
+        "solve": factor.choice,
+        "predicted_flops": factor.predicted_flops,
+        "iterations": iterations,
+        "products": iterations,
+        "linear_residual": solved[0].relative_residual,
+    }

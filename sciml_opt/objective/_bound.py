@@ -1,7 +1,7 @@
 """An objective on given points: what optimizers call, differentiate and linearize."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree, Scalar
 
 from .._tree import tree_dtype
-from ..linearization import AbstractBlock, Block, Linearization, ProductBlock, half_squared_norm, linearize
+from ..linearization import (
+    AbstractBlock,
+    Block,
+    Linearization,
+    ProductBlock,
+    StructuredJacobian,
+    half_squared_norm,
+    linearize,
+)
+from ._metric import Metric
 
 
 class _Static(eqx.Module):
@@ -78,7 +87,8 @@ class BoundObjective(eqx.Module):
     A pytree of arrays and hashable static data: pass it through `jax.jit`, close over it, or hand it to
     `tx.update(..., value_fn=loss)`.
 
-    **Methods:** `loss(params)`; `loss.linearize(params)`; `loss.residual(params)`; `loss.values(params)`.
+    **Methods:** `loss(params)`; `loss.linearize(params)`; `loss.residual(params)`; `loss.values(params)`;
+    `loss.terms`; and for methods, other losses on the same terms: `reweighted`, `subsample`, `freeze`, `pull_back`.
     """
 
     _terms: dict[str, BoundTerm]
@@ -135,6 +145,62 @@ class BoundObjective(eqx.Module):
         """
         return linearize(list(self._blocks(params).values()), params, self._mesh)
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms, sorted."""
+        return tuple(self._terms)
+
+    def reweighted(self, factors: Mapping[str, ArrayLike]) -> "BoundObjective":
+        """The same terms, their weights times `factors[name]` (1 for a term that is not named)."""
+        self._check_terms(factors)
+        terms = {
+            name: eqx.tree_at(lambda t: t.weight, term, term.weight * jnp.asarray(factors[name]))
+            if name in factors
+            else term
+            for name, term in self._terms.items()
+        }
+        return self._with_terms(terms)
+
+    def subsample(self, key: PRNGKeyArray, fraction: float) -> "BoundObjective":
+        """The same loss on a random part of the points of every term, unbiased; product terms are kept whole.
+
+        **Arguments:** `key`; `fraction` in (0, 1], of the points of each term, drawn without replacement.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], got {fraction}.")
+        keys = dict(zip(self._terms, jax.random.split(key, len(self._terms)), strict=True))
+        return self._with_terms({name: _subsample(term, keys[name], fraction) for name, term in self._terms.items()})
+
+    def freeze(self, frozen: PyTree) -> "BoundObjective":
+        """The loss as a function of the other parameters alone.
+
+        **Arguments:** `frozen`: shaped like the parameters, `None` where a leaf stays a parameter (the first part of
+        `eqx.partition(params, ...)`); the result takes the second part.
+        """
+        static = self._static.tree
+        if static is None:
+            static = jax.tree.map(lambda _: None, frozen)
+        arrays = frozen if self._static_arrays is None else eqx.combine(frozen, self._static_arrays)
+        return BoundObjective(self._terms, eqx.combine(arrays, static), self._where.tree, self._chunk, self._mesh)
+
+    def pull_back(self, metric: Metric, params: PyTree) -> StructuredJacobian:
+        """`J` with `J^T J = G`, the metric pulled back to the parameters: `G_ij = <d_i m, d_j m>`, see `Metric`."""
+        names = self.terms if metric.terms is None else metric.terms
+        self._check_terms(names)
+        return (
+            self._with_terms({name: _measured(self._terms[name], metric, name) for name in names})
+            .linearize(params)
+            .jacobian
+        )
+
+    def _check_terms(self, names: Iterable[str]) -> None:
+        odd = sorted(set(names) - set(self._terms))
+        if odd:
+            raise ValueError(f"The objective has no terms {odd}; its terms are {list(self._terms)}.")
+
+    def _with_terms(self, terms: dict[str, BoundTerm]) -> "BoundObjective":
+        return eqx.tree_at(lambda loss: loss._terms, self, terms)
+
     def _blocks(self, params: PyTree) -> dict[str, AbstractBlock]:
         dtype = tree_dtype(params)
 
@@ -161,6 +227,27 @@ class BoundObjective(eqx.Module):
             else:
                 blocks[name] = Block(point_function(inner, term.count), outer, points, weights, self._chunk)
         return blocks
+
+
+def _subsample(term: BoundTerm, key: PRNGKeyArray, fraction: float) -> BoundTerm:
+    if isinstance(term.inner, ProductMap):
+        return term
+    count = max(1, round(fraction * term.count))
+    chosen = jax.random.choice(key, term.count, (count,), replace=False)
+    weights = None if term.weights is None else term.weights[chosen] * (term.count / count)
+    points = jax.tree.map(lambda leaf: leaf[chosen], term.points)
+    return BoundTerm(term.inner, term.outer, points, term.weight, weights, count)
+
+
+def _measured(term: BoundTerm, metric: Metric, name: str) -> BoundTerm:
+    """The metric on the points of a term, with the measure of these points and without the weight of the term."""
+    if isinstance(term.inner, ProductMap):
+        raise ValueError(f"A metric needs a term of single points; {name!r} is a product term.")
+    inner = PointMap(*eqx.partition(metric.inner, eqx.is_array), name)
+    outer = None
+    if metric.outer is not half_squared_norm:
+        outer = PointMap(*eqx.partition(metric.outer, eqx.is_array), name)
+    return BoundTerm(inner, outer, term.points, jnp.ones_like(term.weight), term.weights, term.count)
 
 
 class _Outer(eqx.Module):

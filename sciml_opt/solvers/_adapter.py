@@ -1,5 +1,6 @@
-"""From a method to an optimistix least-squares solver, for any residual function or a structured objective."""
+"""From a method to an optimistix solver, for any function or a structured objective."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -45,30 +46,37 @@ class _ResidualFunction(eqx.Module):
         )
 
 
-class MethodSolver(optx.AbstractLeastSquaresSolver):
-    """A method as an optimistix least-squares solver.
+class _ScalarFunction(eqx.Module):
+    """Any `fn(y, args) -> (scalar, aux)` as a function of the parameters."""
 
-    It stops when a step, accepted or not, would change neither the parameters (Euclidean norm of the step against
+    fn: Callable
+    args: PyTree
+
+    def __call__(self, params: PyTree) -> Scalar:
+        return self.fn(params, self.args)[0].astype(tree_dtype(params))
+
+
+class _MethodFace(eqx.Module):
+    """What both kinds of solver share: the method's step, and when to stop.
+
+    They stop when a step, accepted or not, would change neither the parameters (Euclidean norm of the step against
     `norm` of the parameters) nor the loss beyond `atol + rtol * size`, and with `RESULTS.nonfinite` on a non-finite
     start.
-
-    **Arguments:** `rtol`, `atol`, `norm` as in optimistix, kept as arrays so that another tolerance does not retrace;
-    subclasses add the numbers of their method.
-
-    **Options:** `objective`: a bound objective whose structured linearization replaces the dense Jacobian of `fn`; set
-    by `so.least_squares`.
     """
 
-    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
-    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    rtol: eqx.AbstractVar[Array]
+    atol: eqx.AbstractVar[Array]
     norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
     method: eqx.AbstractVar[AbstractMethod]
+
+    @abc.abstractmethod
+    def _loss(self, fn: Callable, args: PyTree) -> Any: ...
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> _SolverState:
         return _SolverState(self.method.init(y), jnp.array(False), optx.RESULTS.successful)
 
     def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
-        loss: Loss = options["objective"] if "objective" in options else _ResidualFunction(fn, args)
+        loss = options["objective"] if "objective" in options else self._loss(fn, args)
         update, method_state = self.method.step(loss, y, state.method)
         new_y, info = tree_add(y, update), method_state.info
         dtype = tree_dtype(y)
@@ -85,6 +93,37 @@ class MethodSolver(optx.AbstractLeastSquaresSolver):
 
     def postprocess(self, fn, y, aux, args, options, state: _SolverState, tags, result):
         return y, aux, {"info": state.method.info}
+
+
+class MethodSolver(_MethodFace, optx.AbstractLeastSquaresSolver):
+    """A method as an optimistix least-squares solver.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix, kept as arrays so that another tolerance does not retrace;
+    subclasses add the numbers of their method.
+
+    **Options:** `objective`: a bound objective whose structured linearization replaces the dense Jacobian of `fn`; set
+    by `so.least_squares`.
+    """
+
+    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
+    method: eqx.AbstractVar[AbstractMethod]
+
+    def _loss(self, fn, args) -> Loss:
+        return _ResidualFunction(fn, args)
+
+
+class MethodMinimiser(_MethodFace, optx.AbstractMinimiser):
+    """A method as an optimistix minimiser of any scalar function; arguments and options as in `MethodSolver`."""
+
+    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
+    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
+    method: eqx.AbstractVar[AbstractMethod]
+
+    def _loss(self, fn, args) -> Callable[[PyTree], Scalar]:
+        return _ScalarFunction(fn, args)
 
 
 def least_squares(
@@ -116,8 +155,7 @@ def least_squares(
     solution = so.least_squares(loss, so.LevenbergMarquardt(rtol=1e-8, atol=1e-8), params, max_steps=500)
     ```
     """
-    if not isinstance(loss, BoundObjective):
-        raise TypeError(f"loss must be a bound objective, objective.bind(batch, ...), got {type(loss).__name__}.")
+    _check_bound(loss)
     jax.eval_shape(lambda p: loss.residual(p), params)  # raises for an energy, which has no residual
     return optx.least_squares(
         _bound_residual,
@@ -131,5 +169,48 @@ def least_squares(
     )
 
 
+def minimise(
+    loss: BoundObjective,
+    solver: optx.AbstractMinimiser,
+    params: PyTree,
+    *,
+    max_steps: int | None = 256,
+    adjoint: optx.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> optx.Solution:
+    """`optimistix.minimise` on a bound objective of any kind, energies included.
+
+    **Arguments:** as in `so.least_squares`; `solver`: `so.NewtonKrylov(...)`, or any optimistix minimiser.
+
+    **Returns:** an `optimistix.Solution`; `solution.value` are the parameters.
+
+    **Example:**
+
+    ```python
+    solution = so.minimise(loss, so.NewtonKrylov(rtol=1e-8, atol=1e-8), params, max_steps=500)
+    ```
+    """
+    _check_bound(loss)
+    return optx.minimise(
+        _bound_value,
+        solver,
+        params,
+        args=loss,
+        options={"objective": loss} if isinstance(solver, MethodMinimiser) else None,
+        max_steps=max_steps,
+        adjoint=optx.ImplicitAdjoint() if adjoint is None else adjoint,
+        throw=throw,
+    )
+
+
+def _check_bound(loss: Any) -> None:
+    if not isinstance(loss, BoundObjective):
+        raise TypeError(f"loss must be a bound objective, objective.bind(batch, ...), got {type(loss).__name__}.")
+
+
 def _bound_residual(params: PyTree, loss: BoundObjective) -> Float[Array, " N"]:
     return loss.residual(params)
+
+
+def _bound_value(params: PyTree, loss: BoundObjective) -> Scalar:
+    return loss(params)

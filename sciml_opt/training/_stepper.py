@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import PyTree, Scalar
 
 from ..objective import BoundObjective
-from ..solvers import MethodSolver
+from ..solvers import MethodMinimiser, MethodSolver
 
 
 class OptaxStepper(eqx.Module):
@@ -39,10 +39,10 @@ class OptimistixStepper(eqx.Module):
 
     @property
     def fixed_batch(self) -> bool:  # stock solvers compare losses across steps; a step of ours is self-contained
-        return not isinstance(self.optimizer, MethodSolver)
+        return not isinstance(self.optimizer, MethodSolver | MethodMinimiser)
 
     def _options(self, loss: BoundObjective) -> dict[str, Any]:
-        return {"objective": loss} if isinstance(self.optimizer, MethodSolver) else {}
+        return {"objective": loss} if isinstance(self.optimizer, MethodSolver | MethodMinimiser) else {}
 
     def _setup(self, loss: BoundObjective, params: PyTree):
         minimise = isinstance(self.optimizer, optx.AbstractMinimiser)

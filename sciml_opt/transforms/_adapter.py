@@ -11,7 +11,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from ..methods import AbstractMethod, StepInfo
+from ..methods import AbstractMethod, Loss, StepInfo
 from ..objective import BoundObjective
 
 
@@ -23,7 +23,8 @@ def to_transformation(method: AbstractMethod) -> optax.GradientTransformationExt
 
     **Arguments:** `method`, for example `LevenbergMarquardtMethod(...)`.
 
-    **Returns:** `(init, update)`; `update` needs `params`, `grad` and a bound objective as `value_fn`.
+    **Returns:** `(init, update)`; `update` needs `params`, `grad` and as `value_fn` a bound objective (any function of
+    the parameters, for a method that is not `structured`).
     """
     return optax.GradientTransformationExtraArgs(
         jax.tree_util.Partial(_init, method), jax.tree_util.Partial(_update, method)
@@ -36,7 +37,7 @@ def _init(method: AbstractMethod, params: PyTree) -> Any:
 
 def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
     del value, extra_args
-    loss = bound_objective(value_fn, params)
+    loss: Loss = bound_objective(value_fn, params) if method.structured else any_function(value_fn, params)
     if not is_gradient(updates, grad):
         raise ValueError(
             "This method accepts or rejects whole steps, so `updates` must be the gradient itself: "
@@ -55,6 +56,19 @@ def bound_objective(value_fn: Any, params: PyTree) -> BoundObjective:
             f"objective.bind(batch, static=static), got {type(value_fn).__name__}. The call is "
             "tx.update(grad, state, params, value=value, grad=grad, value_fn=loss). Inside optimistix.OptaxMinimiser "
             "there is no bound objective: use so.LevenbergMarquardt or so.GaussNewton there."
+        )
+    if params is None:
+        raise ValueError("update(params=...) is needed: tx.update(grad, state, params, ..., value_fn=loss).")
+    return value_fn
+
+
+def any_function(value_fn: Any, params: PyTree) -> Any:
+    """Check what optax handed on, for a method that needs no structure."""
+    if not callable(value_fn):
+        raise TypeError(
+            "This method evaluates the loss itself: value_fn must be a function of the parameters, got "
+            f"{type(value_fn).__name__}. The call is tx.update(grad, state, params, value=value, grad=grad, "
+            "value_fn=loss)."
         )
     if params is None:
         raise ValueError("update(params=...) is needed: tx.update(grad, state, params, ..., value_fn=loss).")

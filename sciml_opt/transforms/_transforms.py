@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 from .._check import number, one_of
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..linear import Scaling, Solve, factorize
-from ..methods import EnergyNaturalGradientMethod, GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo
+from ..methods import EnergyNaturalGradientMethod, GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo, solve_info
 from ._adapter import bound_objective, is_gradient, to_transformation
 
 
@@ -174,7 +174,7 @@ def _constant(number: Array, count: Int[Array, ""]) -> Array:
 
 def _init(preconditioner: _GaussNewtonPreconditioner, params: PyTree) -> ScaleByGaussNewtonState:
     del preconditioner
-    return ScaleByGaussNewtonState(jnp.int32(0), StepInfo.empty(params))
+    return ScaleByGaussNewtonState(jnp.int32(0), StepInfo.of(params))
 
 
 def _update(preconditioner, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args: Any):
@@ -194,17 +194,16 @@ def _update(preconditioner, updates, state, params=None, *, grad=None, value_fn=
     direction = solved.value
     usable = tree_all_finite(direction)
     direction = tree_where(usable, direction, jax.tree.map(jnp.zeros_like, direction))
-    info = StepInfo.empty(params)._replace(
+    info = StepInfo.of(
+        params,
         loss=lin.value,
         trial_loss=lin.value,
         accepted=usable,
         damping=factor.damping,
         step_norm=tree_norm(direction),
         grad_norm=tree_norm(lin.grad),
-        rung=factor.rung,
+        linearizations=1,
         clipped=lin.clipped,
-        solve=factor.choice,
-        predicted_flops=factor.predicted_flops,
-        iterations=solved.iterations,
+        **solve_info(factor, solved),
     )
     return direction, ScaleByGaussNewtonState(state.steps + 1, info)
