@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from . import curvature as curvature
 from . import linear as linear
 from . import linearization as linearization
 from . import methods as methods
@@ -24,8 +25,15 @@ from .objective import Term as Term
 from .objective import Weighted as Weighted
 from .objective import explain as explain
 from .objective import sobolev as sobolev
+from .solvers import AdaptiveCubic as AdaptiveCubic
 from .solvers import GaussNewton as GaussNewton
+from .solvers import HessianFree as HessianFree
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
+from .solvers import NewtonKrylov as NewtonKrylov
+from .solvers import NewtonTrustRegion as NewtonTrustRegion
+from .solvers import NysNewtonCG as NysNewtonCG
+from .solvers import TargetRatioTrustRegion as TargetRatioTrustRegion
+from .solvers import VariableProjection as VariableProjection
 from .solvers import least_squares as least_squares
 from .solvers import minimise as minimise
 from .training import FitResult as FitResult
@@ -35,10 +43,26 @@ from .training import Stop as Stop
 from .training import TrainResult as TrainResult
 from .training import fit as fit
 from .training import train as train
+from .transforms import adaptive_cubic as adaptive_cubic
+from .transforms import anagram as anagram
+from .transforms import block_gauss_newton as block_gauss_newton
 from .transforms import energy_natural_gradient as energy_natural_gradient
+from .transforms import engd_w as engd_w
 from .transforms import gauss_newton as gauss_newton
+from .transforms import hessian_free as hessian_free
 from .transforms import info as info
+from .transforms import kfac as kfac
+from .transforms import kfac_star as kfac_star
 from .transforms import levenberg_marquardt as levenberg_marquardt
+from .transforms import natural_gradient as natural_gradient
+from .transforms import newton_krylov as newton_krylov
+from .transforms import newton_trust_region as newton_trust_region
+from .transforms import nys_newton_cg as nys_newton_cg
 from .transforms import scale_by_gauss_newton as scale_by_gauss_newton
+from .transforms import spring as spring
+from .transforms import subsampled_newton as subsampled_newton
+from .transforms import target_ratio_trust_region as target_ratio_trust_region
+from .transforms import variable_projection as variable_projection
+from .weighting import equalised as equalised
 
 __version__ = _version("sciml_opt")

@@ -36,7 +36,7 @@ def compare(
             runs = fit(
                 lambda key: start(key, layers, dtype),
                 problem.objective,
-                METHODS[name].make(),
+                METHODS[name].make(problem.objective),
                 problem.batch(dtype),
                 steps=steps or UNLIMITED,
                 seeds=seeds,

@@ -55,7 +55,7 @@ def run(
         return fit(
             model,
             job.problem.objective,
-            method.make(),
+            method.make(job.problem.objective),
             job.problem.batch(job.dtype),
             steps=steps,
             metric=job.problem.error,

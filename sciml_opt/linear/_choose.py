@@ -4,8 +4,8 @@ from typing import Literal, NamedTuple, get_args
 
 from ..linearization import Cost
 
-Kind = Literal["primal", "dual", "qr", "svd", "cg", "minres", "lsmr", "nystrom"]
-Solve = Literal["auto", "primal", "dual", "qr", "svd", "cg", "minres", "lsmr", "nystrom"]
+Kind = Literal["primal", "dual", "qr", "svd", "cg", "minres", "lsmr", "nystrom", "sketch"]
+Solve = Literal["auto", "primal", "dual", "qr", "svd", "cg", "minres", "lsmr", "nystrom", "sketch"]
 SOLVES: tuple[Kind, ...] = get_args(Kind)  # `DampedSolve.choice` is an index of it: append only
 
 # Rates relative to a matrix product, on one core (benchmarked with jax 0.10 on an AMD EPYC, n = 128 to 3000).
@@ -55,7 +55,7 @@ def choose(
     equations leave float32 three or four digits (the heat equation, 337 parameters, 150 Levenberg-Marquardt steps:
     relative error 1.5e-4 by Cholesky). If none fits, or if the iteration is predicted ten times cheaper, conjugate
     gradients with a Nystrom preconditioner whose sketch fits the memory; with no room for 20 vectors `"lsmr"`, or for
-    other right-hand sides `"cg"`.
+    other right-hand sides `"cg"`. Never `"sketch"`, which solves another system.
 
     **Arguments:**
 
@@ -66,23 +66,26 @@ def choose(
     - `residual_form`: whether right-hand sides are `J^T y`; Woodbury's identity, the dual form of other ones, loses
       `eps / lambda` of the digits.
     - `memory`: bytes for the matrices of the solve.
-    - `rank`: of the Nystrom sketch; by default 5 % of the unknowns, between 100 and 500, as memory allows.
+    - `rank`: of the Nystrom sketch; by default 5 % of the unknowns, between 100 and 500, as memory allows; for
+      `"sketch"` 10 % and at least 100.
 
     **Returns:** a `Choice`.
 
     **Example:** `choose(1000, 10**6, jacobian.cost, 8).solve  # "dual"`
     """
     small, large = min(count, size), max(count, size)
-    dual = residual_form and count < size
+    dual = residual_form and (count < size or solve == "sketch")
     unknowns = count if dual else size
     room = memory // (MATRICES * unknowns * itemsize)  # vectors of a sketch
     if rank is None:
-        rank = min(max(LEAST_RANK, unknowns // 20), MOST_RANK, max(room, 1))
+        wanted = unknowns // 10 if solve == "sketch" else min(unknowns // 20, MOST_RANK)
+        rank = min(max(LEAST_RANK, wanted), max(room, 1))
     rank = min(rank, unknowns)
 
     def iterative(expected: int) -> float:
         return min(expected, unknowns) * (cost.product / PRODUCT_RATE)
 
+    sketching = rank * cost.product + 12 * unknowns * rank**2 / FACTOR_RATE
     flops: dict[Kind, float] = {
         "primal": cost.gram + size**3 / 3 / FACTOR_RATE,
         "dual": cost.kernel + count**3 / 3 / FACTOR_RATE,
@@ -91,7 +94,8 @@ def choose(
         "cg": iterative(PLAIN_STEPS),
         "minres": iterative(PLAIN_STEPS),
         "lsmr": iterative(PLAIN_STEPS),
-        "nystrom": rank * cost.product + 12 * unknowns * rank**2 / FACTOR_RATE + iterative(NYSTROM_STEPS),
+        "nystrom": sketching + iterative(NYSTROM_STEPS),
+        "sketch": sketching,
     }
 
     def fits(numbers: int) -> bool:

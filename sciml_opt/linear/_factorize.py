@@ -11,6 +11,7 @@ from ._direct import DualSolve, PrimalSolve
 from ._krylov_solve import KrylovSolve, sketch
 from ._orthogonal import OrthogonalSolve, orthogonal_factor
 from ._scaling import ScaledJacobian
+from ._sketch_solve import SketchSolve
 from ._spectrum import SpectralSolve, Spectrum
 
 ITERATIVE = ("cg", "minres", "lsmr", "nystrom")
@@ -38,7 +39,7 @@ def factorize(
     - `damping`: `lambda >= 0`; with `relative`, in units of the largest diagonal entry of `D^-1 J^T J`.
     - `marquardt`: `D = diag(J^T J)`, floored at `1e-6` of its largest entry (for `"dual"` its mean over each leaf,
       which keeps the factored kernel); otherwise `D = I`,
-      or `scale`: one positive scalar a leaf.
+      or `scale`, positive: parameter-shaped, or one scalar a leaf (for `"dual"` its mean over each leaf).
     - `solve`: one of
 
         - `"primal"`, `"dual"`: Cholesky of the `P x P` or the `N x N` matrix, with a ladder (`damped_cholesky`);
@@ -46,12 +47,15 @@ def factorize(
         - `"svd"`: SVD of `J` (`Spectrum`), which for lambda = 0 gives the pseudo-inverse;
         - `"cg"`, `"minres"`, `"lsmr"`: iterations on products with `J` and `J^T`;
         - `"nystrom"`: conjugate gradients with a randomized Nystrom preconditioner;
+        - `"sketch"`: the Nystrom approximation itself in place of the matrix (`SketchSolve`), which is no solution of
+          the system unless the spectrum of `J` has fallen below `sqrt(lambda)` within the rank;
         - `"auto"`: by predicted cost and memory (`choose`).
 
     - `residual_form`: whether right-hand sides will be `J^T y`; if not, `"auto"` stays in parameter space, since
       Woodbury's identity loses `eps / lambda` of its digits.
     - `memory`: bytes that `"auto"` may use for the matrices of a direct solve, or for a sketch.
-    - `rank`: of the Nystrom sketch; by default 5 % of the unknowns, between 100 and 500.
+    - `rank`: of the Nystrom sketch; by default 5 % of the unknowns, between 100 and 500 (`"sketch"`: 10 %, at least
+      100).
     - `rtol`, `max_steps`: of an iteration, relative to the right-hand side; `sqrt(eps)` by default. May be traced.
 
     **Returns:** a `DampedSolve`: `from_residual(y)`, `from_gradient(g)`, and `solve_residual`, `solve_gradient`, which
@@ -81,12 +85,12 @@ def factorize(
         rank=rank,
     )
     kind = choice.solve
-    if kind in ITERATIVE:
+    if kind in (*ITERATIVE, "sketch"):
         jacobian = jacobian.for_products()
     if scale is None:
         J = ScaledJacobian.of(jacobian, marquardt=marquardt, leafwise=kind == "dual")
     else:
-        J = ScaledJacobian.by_leaf(jacobian, scale)
+        J = ScaledJacobian.given(jacobian, scale, leafwise=kind == "dual")
     damping = damping.astype(J.dtype)
     gram = jacobian.gram() if kind == "primal" else None
     if relative:
@@ -109,6 +113,16 @@ def factorize(
         return OrthogonalSolve(damping=damping, rung=rung, _Q=Q, _R=R, _wide=wide, **report)
     if kind == "svd":
         return SpectralSolve(damping=damping, rung=none, _spectrum=Spectrum.of(J, method="svd"), **report)
+    if kind == "sketch":
+        approximation = sketch(J, choice.dual, choice.rank)
+        return SketchSolve(
+            damping=damping,
+            rung=approximation.rung,
+            _sketch=approximation,
+            _dual=choice.dual,
+            _rank=choice.rank,
+            **report,
+        )
     approximation = sketch(J, choice.dual, choice.rank) if kind == "nystrom" else None
     return KrylovSolve(
         damping=damping,

@@ -31,8 +31,10 @@ class ScaledJacobian(eqx.Module):
         return cls(jacobian, _diagonal(jacobian, marquardt, leafwise), not marquardt)
 
     @classmethod
-    def by_leaf(cls, jacobian: StructuredJacobian, scale: PyTree) -> "ScaledJacobian":
-        """`D` given by one positive scalar a leaf."""
+    def given(cls, jacobian: StructuredJacobian, scale: PyTree, *, leafwise: bool = False) -> "ScaledJacobian":
+        """A given `D`: parameter-shaped, or one positive scalar a leaf; `leafwise` its means."""
+        if leafwise:
+            scale = jax.tree.map(_mean, scale)
         return cls(
             jacobian, jax.tree.map(lambda s, leaf: jnp.asarray(s, leaf.dtype), scale, jacobian.in_structure()), False
         )
@@ -95,10 +97,22 @@ def _diagonal(jacobian: StructuredJacobian, marquardt: bool, leafwise: bool) -> 
         return jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), jacobian.in_structure())
     squares = jax.tree.map(lambda norm: norm**2, jacobian.column_norms())
     if leafwise:
-        squares = jax.tree.map(lambda leaf: jnp.sum(leaf) / max(1, leaf.size), squares)
+        squares = jax.tree.map(_mean, squares)
+    return floored(squares)
+
+
+def _mean(leaf: Array) -> Array:
+    return jnp.sum(leaf) / max(1, leaf.size)
+
+
+def floored(squares: PyTree) -> PyTree:
+    """Squared column norms as a positive diagonal, at least `1e-6` of the largest.
+
+    A parameter that no residual sees must be damped, and not run off to saturation.
+    """
     largest = jnp.max(ravel(squares))
 
-    def positive(leaf):  # a parameter that no residual sees must be damped, and not run off to saturation
+    def positive(leaf):
         floor = SCALE_FLOOR * largest.astype(leaf.dtype)
         return jnp.where(largest > 0, jnp.maximum(leaf, floor), jnp.ones_like(leaf))
 

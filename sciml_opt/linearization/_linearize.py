@@ -51,8 +51,8 @@ class AbstractBlock(eqx.Module):
         """The whitened residual (least squares only)."""
 
     @abc.abstractmethod
-    def linearize(self, params: PyTree) -> tuple[Any, ...]:
-        """`value, gradient (P,), rows, clipped, residual (N,) or None`."""
+    def linearize(self, params: PyTree, layers: bool = False) -> tuple[Any, ...]:
+        """`value, gradient (P,), rows, clipped, residual (N,) or None`; `layers` as for the function `linearize`."""
 
 
 class Block(AbstractBlock):
@@ -88,8 +88,8 @@ class Block(AbstractBlock):
         """Whitened residual `sqrt(w_i) z_i`, point by point (least squares only)."""
         return (jnp.sqrt(self.weights)[:, None] * self.inner_map(params)).reshape(-1)
 
-    def linearize(self, params: PyTree) -> tuple[Any, ...]:
-        return _linearize_block(self, params)
+    def linearize(self, params: PyTree, layers: bool = False) -> tuple[Any, ...]:
+        return _linearize_block(self, params, layers)
 
 
 class Linearization(eqx.Module):
@@ -113,7 +113,9 @@ class Linearization(eqx.Module):
     clipped: Int[Array, ""]
 
 
-def linearize(blocks: Sequence[AbstractBlock], params: PyTree, mesh: Mesh | None = None) -> Linearization:
+def linearize(
+    blocks: Sequence[AbstractBlock], params: PyTree, mesh: Mesh | None = None, *, layers: bool = False
+) -> Linearization:
     """Value, gradient, whitened residual and Jacobian of `sum_b sum_i w_bi ell_b(z_b(theta, x_bi), x_bi)` at `params`.
 
     **Arguments:**
@@ -121,13 +123,15 @@ def linearize(blocks: Sequence[AbstractBlock], params: PyTree, mesh: Mesh | None
     - `blocks`: the groups of points.
     - `params`: the parameters, a pytree of floating arrays.
     - `mesh`: of one axis, the devices over which the points of every block are sharded.
+    - `layers`: whether every matrix keeps its factors, and has the bias of its layer as one more column, whatever the
+      cost: the same rows in the form from which curvature is read layer by layer (`sciml_opt.curvature`).
 
     **Returns:** a `Linearization`.
 
     **Cost:** about one gradient for scalar residuals: one pass with taps, one vjp, and the products `J^T rho`. Memory
     `N T (rows + columns)` a weight matrix.
     """
-    parts = [block.linearize(params) for block in blocks]
+    parts = [block.linearize(params, layers) for block in blocks]
     values, gradients, rows, clipped, residuals = zip(*parts, strict=True)
     return Linearization(
         value=functools.reduce(jnp.add, values),
@@ -145,7 +149,7 @@ def _placed(rows: Rows, mesh: Mesh | None) -> Rows:
     return rows.map_rows(lambda a: lax.with_sharding_constraint(a, sharding))
 
 
-def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
+def _linearize_block(block: Block, params: PyTree, layers: bool) -> tuple[Any, ...]:
     """`value, gradient (P,), rows, clipped, residual (n m,) or None` of one block."""
     point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
     (outputs,) = jax.eval_shape(block.inner, params, point).shape
@@ -159,7 +163,7 @@ def _linearize_block(block: Block, params: PyTree) -> tuple[Any, ...]:
     def rows_of(scale: Array, mix: Array | None = None) -> Rows:
         if tapped is None:
             return MatrixFreeRows(block.inner, params, block.points, scale, mix, block.chunk)
-        return point_rows(tapped, arrays, params, scale, mix)
+        return point_rows(tapped, arrays, params, scale, mix, layers=layers)
 
     if block.least_squares:
         scale = jnp.sqrt(block.weights)

@@ -29,7 +29,7 @@ def evaluate(
 
 
 class MatrixFreeRows(Rows):
-    """The rows `scale_n sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`, of maps `z` with many outputs.
+    """The rows `scale_nk sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`, of maps `z` with many outputs.
 
     **Cost:** `J v` one jvp and `J^T w` one vjp of the inner map a point, each about two evaluations; a row one vjp.
     Memory: that of the map itself.
@@ -38,7 +38,7 @@ class MatrixFreeRows(Rows):
     inner: Callable[[PyTree, PyTree], Float[Array, " m"]]  # a pytree, such as a bound term
     params: PyTree
     points: PyTree
-    scale: Float[Array, " n"]
+    scale: Float[Array, "n m"]
     mix: Float[Array, "n m m"] | None
     outputs: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
@@ -46,30 +46,24 @@ class MatrixFreeRows(Rows):
     dtype: np.dtype = eqx.field(static=True)
 
     def __init__(self, inner, params: PyTree, points: PyTree, scale: Array, mix: Array | None, chunk: int | None):
-        self.inner, self.params, self.points, self.scale, self.mix, self.chunk = (
-            inner,
-            params,
-            points,
-            scale,
-            mix,
-            chunk,
-        )
+        self.inner, self.params, self.points, self.mix, self.chunk = inner, params, points, mix, chunk
         self.size, self.dtype = tree_size(params), tree_dtype(params)
         point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
         (self.outputs,) = jax.eval_shape(inner, params, point).shape
+        self.scale = jnp.broadcast_to(scale[:, None], (scale.shape[0], self.outputs))
 
     @property
     def count(self) -> int:
-        return self.scale.shape[0] * self.outputs
+        return self.scale.size
 
     def mv(self, flat):
         tangent = unravel(flat, self.params)
         _, z = jax.jvp(self._values, (self.params,), (tangent,))
         z = z if self.mix is None else jnp.einsum("nj,njk->nk", z, self.mix)
-        return (self.scale[:, None] * z).reshape(-1)
+        return (self.scale * z).reshape(-1)
 
     def rmv(self, w):
-        cotangent = self.scale[:, None] * w.reshape(-1, self.outputs)
+        cotangent = self.scale * w.reshape(-1, self.outputs)
         cotangent = cotangent if self.mix is None else jnp.einsum("nk,njk->nj", cotangent, self.mix)
         _, pull = jax.vjp(self._values, self.params)
         return ravel(pull(cotangent)[0])
@@ -80,10 +74,13 @@ class MatrixFreeRows(Rows):
             point = jax.tree.map(lambda leaf: leaf[n], self.points)
             _, pull = jax.vjp(lambda p: self.inner(p, point), self.params)
             unit = jnp.zeros(self.outputs, self.dtype).at[k].set(1) if self.mix is None else self.mix[n, :, k]
-            return ravel(pull(self.scale[n] * unit)[0])
+            return ravel(pull(self.scale[n, k] * unit)[0])
 
         rows = Explicit(View(np.arange(self.size)), jax.vmap(row)(indices))
         return PointRows(parts=(rows,), size=self.size, dtype=self.dtype)
+
+    def scaled(self, weights):
+        return eqx.tree_at(lambda rows: rows.scale, self, self.scale * weights.reshape(-1, self.outputs))
 
     def row_squares(self):
         return lax.map(lambda i: self.take(i[None]).row_squares()[0], jnp.arange(self.count))

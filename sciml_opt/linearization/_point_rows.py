@@ -33,11 +33,13 @@ def point_rows(
     scale: Float[Array, " N"],
     mix: Float[Array, "N m m"] | None = None,
     shared: bool = False,
+    layers: bool = False,
 ) -> PointRows:
     """The rows of `N` points with `m` outputs, point by point: `scale_n sum_j mix_njk dz_nj / dtheta`, `k = 1 .. m`.
 
     **Arguments:** `outputs` of `tapped.evaluate`; `mix`, the identity by default; `shared`, whether matrices keep their
-    inputs once a point (`Shared`; `scale` is 1 then), for rows that are multiplied or combined, not used one by one.
+    inputs once a point (`Shared`; `scale` is 1 then), for rows that are multiplied or combined, not used one by one;
+    `layers`, whether every matrix stays factored, with its bias as one more column (or row).
     """
     count, m = scale.shape[0], tapped.size
     size, dtype = tree_size(params), tree_dtype(params)
@@ -62,13 +64,16 @@ def point_rows(
             sides = [(p.lefts, p.rights) if p.cotangent_left else (p.rights, p.lefts) for p in matrix.pairs]
             cotangents, inputs = (tuple(summed(side[k]) for side in sides) for k in (0, 1))
             return Shared(view, cotangents, inputs, tuple(pair.cotangent_left for pair in matrix.pairs))
-        rows = Factored(
-            view,
-            tuple(gather(pair.lefts, pair.cotangent_left) for pair in matrix.pairs),
-            tuple(gather(pair.rights, not pair.cotangent_left) for pair in matrix.pairs),
-            jnp.repeat(scale, m),
-        )
-        if multiplied_out(view.shape, rows.terms):
+        lefts = tuple(gather(pair.lefts, pair.cotangent_left) for pair in matrix.pairs)
+        rights = tuple(gather(pair.rights, not pair.cotangent_left) for pair in matrix.pairs)
+        if layers and matrix.bias is not None:
+            added, rows_of_bias = tapped.dense[matrix.bias.dense].view.indices, not matrix.bias.along_rows
+            view = View(np.vstack([view.indices, added]) if rows_of_bias else np.column_stack([view.indices, added]))
+            entries = [pair.biased for pair in matrix.pairs]
+            extended = tuple(map(_extended, lefts if rows_of_bias else rights, entries))
+            lefts, rights = (extended, rights) if rows_of_bias else (lefts, extended)
+        rows = Factored(view, lefts, rights, jnp.repeat(scale, m))
+        if not layers and multiplied_out(view.shape, rows.terms):
             return Explicit(View(view.indices.reshape(-1)), rows.explicit())
         return rows
 
@@ -81,7 +86,8 @@ def point_rows(
             site = next(s for s in tapped.uses[matrix.use].sites)
             indices = segment[matrix.use].indices.reshape(tapped.uses[matrix.use].var.aval.shape)
             pulled.append(factored(matrix, View(indices.transpose(site.axes).reshape(matrix.shape))))
-    for dense in tapped.dense:
+    biases = {matrix.bias.dense for matrix in tapped.matrices if matrix.bias is not None} if layers else set()
+    for dense in [dense for number, dense in enumerate(tapped.dense) if number not in biases]:
         values = gather((dense.output,), True) * jnp.repeat(scale, m)[:, None]
         if dense.view is not None:
             shown.append(Explicit(dense.view, values))
@@ -96,3 +102,7 @@ def point_rows(
     if not parts:  # the parameters do not matter
         parts = [Explicit(View(np.arange(0)), jnp.zeros((count * m, 0), dtype))]
     return PointRows(parts=tuple(parts), size=size, dtype=dtype)
+
+
+def _extended(factor: Float[Array, "N T size"], entry: int) -> Float[Array, "N T size+1"]:
+    return jnp.pad(factor, ((0, 0), (0, 0), (0, 1)), constant_values=entry)

@@ -66,7 +66,8 @@ class ProductBlock(AbstractBlock):
         """Whitened residual `sqrt(w_ij) z_ijk`, in the order `(i, j, k)` (least squares only)."""
         return self._whitened(self.inner_map(params))
 
-    def linearize(self, params: PyTree) -> tuple[Any, ...]:
+    def linearize(self, params: PyTree, layers: bool = False) -> tuple[Any, ...]:
+        del layers  # matrices are always factored here, and biases stay apart
         b, left = self._outputs(self.left, params, self.left_points)
         t, right = self._outputs(self.right, params, self.right_points)
         z = combined(self.combine, b, t, self.pairs)

@@ -86,6 +86,14 @@ class ProductRows(Rows):
         c, d = jax.vmap(pull)(self.b[i], self.t[j], pairs, cotangents * self.scale[i, j][:, None])
         return self._both(self.left.take(i, c), self.right.take(j, d))
 
+    def scaled(self, weights: Float[Array, " N"]) -> "ProductRows":
+        weights = weights.reshape(*self.scale.shape, self.m)
+        if self.m == 1:
+            return eqx.tree_at(lambda rows: rows.scale, self, self.scale * weights[:, :, 0])
+        mix = jnp.eye(self.m, dtype=self.dtype)[None, None] if self.mix is None else self.mix
+        mix = mix * weights[:, :, None, :]
+        return eqx.tree_at(lambda rows: rows.mix, self, mix, is_leaf=lambda leaf: leaf is None)
+
     def explicit(self) -> Float[Array, "N P"]:
         c, d = self.partials()
         return self._both(self.left.contract(c, 0), self.right.contract(d, 1)).explicit()
@@ -176,8 +184,9 @@ class ProductRows(Rows):
         w = None if weights is None else weights.reshape(*self.scale.shape, self.m)
         total = jnp.zeros((self.size, self.size), self.dtype)
         crossing = 0 if self.left.rows.count <= self.right.rows.count else 1
-        for axis in (0, 1):
-            total = self._add_side_gram(total, axis, w, memory, cross=axis == crossing)
+        seen = [axis for axis, side in enumerate((self.left, self.right)) if side.entries[0] < side.entries[1]]
+        for axis in seen:  # a map with no parameter of its own, all of them frozen, adds nothing
+            total = self._add_side_gram(total, axis, w, memory, cross=len(seen) == 2 and axis == crossing)
         return total
 
     @property
@@ -210,7 +219,7 @@ class ProductRows(Rows):
             if cross:
                 them = _explicit(other.contract(others, 1 - axis), b0, b1).reshape(*others.shape[:3], b1 - b0)
                 combined = jnp.einsum(f"ijka,ijkx->{point}ax", weighted, them)
-                block = flat.T @ combined.reshape(-1, b1 - b0)
+                block = flat.T @ combined.reshape(len(flat), b1 - b0)
                 total = total.at[a0:a1, b0:b1].add(block)
                 total = total.at[b0:b1, a0:a1].add(block.T)
             return total, None

@@ -236,7 +236,8 @@ def _inline(jaxpr, consts, args: Sequence[_Value], taken: _Value | None) -> list
             if taken is not None and not hoisted:
                 ins = [_guard(v, taken) if v.is_parameter else v for v in ins]
             outs = _results(bind(eqn, [v.array for v in ins]), ins)
-            if name in REARRANGEMENTS and all(v.zero for v in ins):
+            scaled = name == "div" and not (ins[1].on_params or ins[1].on_point)  # by a factorial: `jet`
+            if (name in REARRANGEMENTS and all(v.zero for v in ins)) or (scaled and ins[0].zero):
                 outs = [v._replace(zero=True) for v in outs]
         env |= zip(eqn.outvars, outs, strict=True)
     return [value(v) for v in jaxpr.outvars]

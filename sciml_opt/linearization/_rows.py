@@ -43,6 +43,10 @@ class Rows(eqx.Module):
         """Some of the rows; indices are not checked."""
 
     @abc.abstractmethod
+    def scaled(self, weights: Float[Array, " N"]) -> "Rows":
+        """Every row times its weight."""
+
+    @abc.abstractmethod
     def row_squares(self) -> Float[Array, " N"]:
         """The squared norm of every row."""
 

@@ -115,7 +115,11 @@ class Outputs(eqx.Module):
 
     def spread(self) -> PointRows:
         """All `n m` rows."""
-        return self._combined(lambda a: a.reshape(-1, *a.shape[2:]), lambda a: jnp.repeat(a, self.m, axis=0))
+
+        def flat(a):  # no `-1`: a side may see no parameter
+            return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
+
+        return self._combined(flat, lambda a: jnp.repeat(a, self.m, axis=0))
 
     def take(self, points: Int[Array, " k"], coefficients: Float[Array, "k m"]) -> PointRows:
         """`k` rows, each a combination of the outputs of one point."""

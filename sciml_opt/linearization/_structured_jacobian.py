@@ -106,6 +106,20 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         alone = [(StructuredJacobian([group], self.in_structure(), self.mesh), w) for group, w in groups]
         return _total([jacobian.gram(w, memory=memory) for jacobian, w in alone])
 
+    def gram_blocks(
+        self, blocks: Sequence[Int[np.ndarray, " k"]], *, memory: int = MEMORY
+    ) -> list[Float[Array, "k k"]]:
+        """Diagonal blocks of `J^T J`: `J_b^T J_b`, where `J_b` has the columns `b` (entries of the flat parameters).
+
+        **Cost:** `N sum_b k_b^2` flops.
+        """
+        views = [View(block) for block in blocks]
+
+        def products(rows, w):
+            return [symmetric_product(view.read(rows).T) for view in views]
+
+        return self._accumulate(products, None, memory)
+
     def kernel(self, inverse_scale: PyTree | None = None, *, memory: int = MEMORY) -> Float[Array, "N N"]:
         """`J J^T`, or `J S J^T` with a diagonal `S`; no row of `J` is formed where the factors are cheaper.
 
@@ -177,6 +191,12 @@ class StructuredJacobian(lx.AbstractLinearOperator):
             start += group.count
         return StructuredJacobian(
             [PointRows(parts=tuple(parts), size=self._size, dtype=self._dtype)], self.in_structure()
+        )
+
+    def row_scaled(self, weights: Float[Array, " N"]) -> "StructuredJacobian":
+        """`diag(weights) J`, in the same form. **Cost:** that of a pass through the factors."""
+        return StructuredJacobian(
+            [group.scaled(w) for group, w in self._split(weights)], self.in_structure(), self.mesh
         )
 
     def for_products(self) -> "StructuredJacobian":

@@ -12,6 +12,7 @@ through dM/dtheta once. Whatever is used in any other way keeps dense rows, one 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,6 +58,14 @@ class Pair(NamedTuple):
     lefts: tuple[int, ...]
     rights: tuple[int, ...]
     cotangent_left: bool
+    biased: int  # the entry of a bias in its input: how many of the summed inputs belong to products with the bias
+
+
+class Bias(NamedTuple):
+    """The vector b in y_t = W z_t + b."""
+
+    dense: int  # its place among the dense arrays
+    along_rows: bool  # of W; else along its columns
 
 
 class Matrix(NamedTuple):
@@ -67,6 +76,7 @@ class Matrix(NamedTuple):
     shape: tuple[int, int]
     pairs: tuple[Pair, ...]
     terms: int  # T, the number of outer products
+    bias: Bias | None
 
 
 class Dense(NamedTuple):
@@ -160,12 +170,6 @@ class Tapped:
             key = (view, number if use.view is None else None)
             shapes_of[key] = (None if use.view is None else view, number, view.shape)
             pairs.setdefault(key, []).append((k, taps + k, True) if upright else (taps + k, k, False))
-        self.matrices = []
-        for key, found in pairs.items():
-            merged = tuple(_merge(found, names))
-            # T is the next to last axis of every factor, with and without the axis of the outputs before it.
-            terms = sum(names[pair.lefts[0]].aval.shape[-2] for pair in merged)
-            self.matrices.append(Matrix(*shapes_of[key], merged, terms))
         numbers = [i for i, use in enumerate(self.uses) if not use.sites]
         self.dense = []
         for position, number in enumerate(numbers):
@@ -173,22 +177,89 @@ class Tapped:
             size = math.prod(self.uses[number].var.aval.shape)
             flat = None if view is None else View(view.reshape(-1))
             self.dense.append(Dense(flat, number, size, 2 * taps + position))
+        shown = {key: found for key, found in pairs.items() if key[0] is not None}
+        biases = _biases(self._points, shown, self.dense)
+        self.matrices = []
+        for key, found in pairs.items():
+            bias, biased = biases.get(key, (None, set()))
+            merged = tuple(_merge(found, biased, names))
+            # T is the next to last axis of every factor, with and without the axis of the outputs before it.
+            terms = sum(names[pair.lefts[0]].aval.shape[-2] for pair in merged)
+            self.matrices.append(Matrix(*shapes_of[key], merged, terms, bias))
 
 
-def _merge(found: list[tuple[int, int, bool]], names: list) -> list[Pair]:
-    """Outer products that share a factor become one, with the sum of the other: a kernel costs their number squared."""
-    by_left: dict[Any, list[tuple[int, int, bool]]] = {}
+def _merge(found: list[tuple[int, int, bool]], biased: set[int], names: list) -> list[Pair]:
+    """Outer products that share a factor become one, with the sum of the other: a kernel costs their number squared.
+
+    The entry of a bias is one more entry of the inputs: what shares an input shares it, and it is summed with them.
+    """
+    by_left: dict[Any, list[tuple[int, int, int]]] = {}
     for left, right, cotangent_left in found:
-        by_left.setdefault((id(names[left]), cotangent_left), []).append((left, right, cotangent_left))
+        entry = int((left if cotangent_left else right) in biased)
+        key = (id(names[left]), cotangent_left, None if cotangent_left else entry)
+        by_left.setdefault(key, []).append((left, right, entry))
     by_right: dict[Any, list[Pair]] = {}
-    for group in by_left.values():
-        pair = Pair((group[0][0],), tuple(right for _, right, _ in group), group[0][2])
-        shared = tuple(sorted(id(names[right]) for right in pair.rights))
-        by_right.setdefault((shared, pair.cotangent_left), []).append(pair)
+    for (_, cotangent_left, _), group in by_left.items():
+        lefts, rights, entries = zip(*group, strict=True)
+        pair = Pair(lefts[:1], rights, cotangent_left, sum(entries) if cotangent_left else entries[0])
+        shared = tuple(sorted(id(names[right]) for right in rights))
+        by_right.setdefault((shared, cotangent_left, pair.biased if cotangent_left else None), []).append(pair)
     return [
-        Pair(tuple(left for pair in group for left in pair.lefts), group[0].rights, group[0].cotangent_left)
+        Pair(
+            tuple(left for pair in group for left in pair.lefts),
+            group[0].rights,
+            group[0].cotangent_left,
+            group[0].biased if group[0].cotangent_left else sum(pair.biased for pair in group),
+        )
         for group in by_right.values()
     ]
+
+
+def _biases(program: Program, matrices: dict[Any, list[tuple[int, int, bool]]], dense: list[Dense]):
+    """For each matrix W the vector b that is added to products with it, `y_t = W z_t + b`, and to which of them.
+
+    Told by the derivative: the cotangent of b is the sum of the cotangents of these products, variable by variable.
+    """
+    names: list[Any] = program.outputs[1:]
+    addends = _addends(program)
+    found: dict[Any, tuple[Bias, set[int]]] = {}
+    for position, vector in enumerate(dense):
+        if vector.view is None:
+            continue
+        for key, along_rows in [(key, side) for key in matrices if key not in found for side in (True, False)]:
+            rest, products = addends(names[vector.output]), set()
+            for tap in [pair[not along_rows] for pair in matrices[key] if pair[2] == along_rows]:
+                parts = addends(names[tap])
+                if parts <= rest and names[tap].aval.size == names[vector.output].aval.size:
+                    rest, products = rest - parts, products | {tap}
+            if products and not rest:
+                found[key] = Bias(position, along_rows), products
+                break
+    return found
+
+
+def _addends(program: Program) -> Callable[[Any], Counter]:
+    """The variables whose sum a variable is, apart from its shape."""
+    made = {id(v): (eqn, operands) for eqn, operands in program.equations for v in eqn.outvars}
+    known: dict[int, Counter] = {}
+
+    def find(v) -> Counter:
+        eqn, operands = made.get(id(v), (None, []))
+        same_size = [o for o in operands if not isinstance(o, jex.Literal) and o.aval.size == v.aval.size]
+        if eqn is None or len(same_size) < len(operands) or not operands:
+            return Counter((id(v),))
+        if eqn.primitive.name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+            return of(operands[0])
+        if eqn.primitive.name in ("add", "add_any"):
+            return of(operands[0]) + of(operands[1])
+        return Counter((id(v),))
+
+    def of(v) -> Counter:
+        if id(v) not in known:
+            known[id(v)] = find(v)
+        return known[id(v)]
+
+    return of
 
 
 class Hoist:

@@ -1,4 +1,4 @@
-"""Energy natural gradient descent, damped, with a grid line search."""
+"""Natural gradient descent in the metric of the energy or in another one, damped, with a grid line search."""
 
 from typing import get_args
 
@@ -10,6 +10,8 @@ from .._check import number, one_of
 from .._tree import tree_dtype
 from ..globalization import Search, step_size_damping
 from ..linear import Solve
+from ..linearization import Linearization
+from ..objective import BoundObjective, Metric
 from ._gauss_newton import DampedState, gauss_newton_direction
 from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 
@@ -17,19 +19,28 @@ from ._method import AbstractMethod, Loss, StepInfo, line_search_step
 class EnergyNaturalGradientMethod(AbstractMethod):
     """Energy natural gradient: Newton's method in function space, pulled back to the parameters.
 
-        G = D^2 E(u)[d_i u, d_j u]           (J^T J of the composite form)
+        G = D^2 E(u)[d_i u, d_j u]           (J^T J of the composite form; or the pull-back of `metric`)
         (G + lambda I) d = -grad L
         eta = argmin of L(theta + eta d) over {0, 2^0, 2^-1, ..., 2^-30}
 
-    with lambda by `step_size_damping`. See `sciml_opt.energy_natural_gradient`.
+    with lambda by `step_size_damping`. See `sciml_opt.energy_natural_gradient` and `sciml_opt.natural_gradient`.
     """
 
     init_damping: Array
+    metric: Metric | None = eqx.field(static=True)
     line_search: Search = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
-    def __init__(self, init_damping: ArrayLike = 1e-2, *, line_search: Search = "grid", solve: Solve = "auto"):
+    def __init__(
+        self,
+        init_damping: ArrayLike = 1e-2,
+        *,
+        metric: Metric | None = None,
+        line_search: Search = "grid",
+        solve: Solve = "auto",
+    ):
         self.init_damping = number("init_damping", init_damping, above=0)
+        self.metric = metric
         self.line_search = one_of("line_search", line_search, get_args(Search))
         self.solve = one_of("solve", solve, get_args(Solve))
 
@@ -37,8 +48,14 @@ class EnergyNaturalGradientMethod(AbstractMethod):
         return DampedState(self.init_damping.astype(tree_dtype(params)), jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
-        lin = loss.linearize(params)
-        direction, factor, solved = gauss_newton_direction(lin, state.damping, False, self.solve)
+        lin = measured = loss.linearize(params)
+        if self.metric is not None:
+            assert isinstance(loss, BoundObjective)
+            J = loss.pull_back(self.metric, params)
+            measured = Linearization(lin.value, lin.grad, None, J, lin.clipped)
+        direction, factor, solved = gauss_newton_direction(measured, state.damping, False, self.solve)
         update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
+        if self.metric is not None:
+            info = info._replace(linearizations=info.linearizations + 1)
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

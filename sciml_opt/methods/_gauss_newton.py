@@ -1,6 +1,6 @@
 """Damped Gauss-Newton, globalised by an Armijo line search."""
 
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import tree_dtype
+from .._tree import tree_dtype, tree_size
 from ..globalization import Search, step_size_damping
-from ..linear import DampedSolve, Scaling, Solve, Solved, factorize
+from ..linear import DampedSolve, Solve, Solved, factorize
 from ..linearization import Linearization
 from ._method import AbstractMethod, Loss, StepInfo, line_search_step
+
+GaussNewtonScaling = Literal["identity", "marquardt", "jacobi"]
 
 
 class DampedState(NamedTuple):
@@ -36,6 +38,22 @@ def gauss_newton_direction(
     return jax.tree.map(jnp.negative, solved.value), factor, solved
 
 
+def jacobi_direction(lin: Linearization, damping: Scalar, solve: Solve) -> tuple[PyTree, DampedSolve, Solved]:
+    """The direction from the smaller of `J J^T` and `J^T J`, scaled to a unit diagonal.
+
+    N < P:  (W J J^T W + lambda I) y = W r,  d = -J^T W y,      W = diag(J J^T)^-1/2
+    else:   (J^T J + lambda D) d = -J^T r,                      D = diag(J^T J)
+    """
+    residual, count = lin.residual, lin.jacobian.out_structure().shape[0]
+    if residual is None or count >= tree_size(lin.grad):
+        return gauss_newton_direction(lin, damping, True, solve)
+    norms = lin.jacobian.row_norms()
+    W = 1 / jnp.where(norms == 0, jnp.ones_like(norms), norms)
+    factor = factorize(lin.jacobian.row_scaled(W), damping, solve=solve)
+    solved = factor.solve_residual(W * residual)
+    return jax.tree.map(jnp.negative, solved.value), factor, solved
+
+
 class GaussNewtonMethod(AbstractMethod):
     """Gauss-Newton: a damped direction, an Armijo line search, and damping that follows the step size.
 
@@ -43,11 +61,13 @@ class GaussNewtonMethod(AbstractMethod):
         eta = first of 1, 1/2, 1/4, ... with L(theta + eta d) <= L(theta) + 1e-4 eta <g, d>
         lambda /= 4 if eta >= 1/4,   lambda *= 4 if eta < 1/20
 
+    With `scaling="jacobi"` the direction is that of `jacobi_direction`.
+
     See `sciml_opt.gauss_newton`.
     """
 
     init_damping: Array
-    marquardt: bool = eqx.field(static=True)
+    scaling: GaussNewtonScaling = eqx.field(static=True)
     line_search: Search = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
@@ -55,12 +75,12 @@ class GaussNewtonMethod(AbstractMethod):
         self,
         init_damping: ArrayLike = 1e-2,
         *,
-        scaling: Scaling = "identity",
+        scaling: GaussNewtonScaling = "identity",
         line_search: Search = "armijo",
         solve: Solve = "auto",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
-        self.marquardt = one_of("scaling", scaling, get_args(Scaling)) == "marquardt"
+        self.scaling = one_of("scaling", scaling, get_args(GaussNewtonScaling))
         self.line_search = one_of("line_search", line_search, get_args(Search))
         self.solve = one_of("solve", solve, get_args(Solve))
 
@@ -69,7 +89,12 @@ class GaussNewtonMethod(AbstractMethod):
 
     def step(self, loss: Loss, params: PyTree, state: DampedState) -> tuple[PyTree, DampedState]:
         lin = loss.linearize(params)
-        direction, factor, solved = gauss_newton_direction(lin, state.damping, self.marquardt, self.solve)
+        if self.scaling == "jacobi":
+            direction, factor, solved = jacobi_direction(lin, state.damping, self.solve)
+        else:
+            direction, factor, solved = gauss_newton_direction(
+                lin, state.damping, self.scaling == "marquardt", self.solve
+            )
         update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
         return update, DampedState(damping, state.steps + 1, info)

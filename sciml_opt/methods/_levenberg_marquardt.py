@@ -1,6 +1,7 @@
-"""Levenberg-Marquardt with Nielsen damping and geodesic acceleration."""
+"""Levenberg-Marquardt with geodesic acceleration."""
 
-from typing import NamedTuple, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -9,16 +10,30 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import second_derivative, tree_add, tree_dot, tree_dtype, tree_norm, tree_scale, tree_where
-from ..globalization import nielsen_update
-from ..linear import Scaling, Solve, factorize
+from .._tree import (
+    second_derivative,
+    tree_add,
+    tree_all_finite,
+    tree_dot,
+    tree_dtype,
+    tree_norm,
+    tree_scale,
+    tree_where,
+)
+from ..globalization import delayed_gratification_update, nielsen_update
+from ..linear import Solve, factorize, floored
 from ._method import AbstractMethod, Loss, StepInfo, solve_info
+
+DampingRule = Literal["nielsen", "delayed_gratification", "fixed"]
+LevenbergMarquardtScaling = Literal["identity", "marquardt", "minpack"]
+Schedule = Callable[[Int[Array, ""]], Scalar]
 
 
 class LevenbergMarquardtState(NamedTuple):
     damping: Scalar  # lambda; set from the first Jacobian
     growth: Scalar  # nu of the Nielsen rule
     size: Scalar  # the unit of lambda: the largest diagonal entry of D^-1 J^T J at the start
+    columns: PyTree  # the largest squared column norms so far; None for another scaling than "minpack"
     steps: Int[Array, ""]
     info: StepInfo
 
@@ -31,13 +46,16 @@ class LevenbergMarquardtMethod(AbstractMethod):
         s = v + a/2  if |a|_D <= limit |v|_D,  else v
         rho = (L(theta) - L(theta + s)) / (0.5 v^T (lambda D v - g))
 
-    and lambda by `nielsen_update`. Both solves share one factorisation. See `sciml_opt.levenberg_marquardt`.
+    and lambda by `nielsen_update`, `delayed_gratification_update` or a schedule. Both solves share one factorisation.
+    See `sciml_opt.levenberg_marquardt`.
     """
 
     init_damping: Array
     acceleration_limit: Array
+    schedule: jax.tree_util.Partial | None
+    rule: DampingRule = eqx.field(static=True)
     geodesic: bool = eqx.field(static=True)
-    marquardt: bool = eqx.field(static=True)
+    scaling: LevenbergMarquardtScaling = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
     def __init__(
@@ -46,29 +64,47 @@ class LevenbergMarquardtMethod(AbstractMethod):
         *,
         geodesic: bool = True,
         acceleration_limit: ArrayLike = 0.75,
-        scaling: Scaling = "identity",
+        damping_rule: DampingRule | Schedule = "nielsen",
+        scaling: LevenbergMarquardtScaling = "identity",
         solve: Solve = "auto",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
         self.acceleration_limit = number("acceleration_limit", acceleration_limit, above=0)
+        self.rule = "fixed" if callable(damping_rule) else one_of("damping_rule", damping_rule, get_args(DampingRule))
+        self.schedule = None
+        if callable(damping_rule):  # a Partial in a Partial would hide its numbers in a new function, and retrace
+            partial = isinstance(damping_rule, jax.tree_util.Partial)
+            self.schedule = damping_rule if partial else jax.tree_util.Partial(damping_rule)
         self.geodesic = geodesic
-        self.marquardt = one_of("scaling", scaling, get_args(Scaling)) == "marquardt"
+        self.scaling = one_of("scaling", scaling, get_args(LevenbergMarquardtScaling))
         self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> LevenbergMarquardtState:
         one = jnp.ones((), tree_dtype(params))
-        return LevenbergMarquardtState(0 * one, 2 * one, one, jnp.int32(0), StepInfo.of(params))
+        columns = jax.tree.map(jnp.zeros_like, params) if self.scaling == "minpack" else None
+        return LevenbergMarquardtState(0 * one, 2 * one, one, columns, jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Loss, params: PyTree, state: LevenbergMarquardtState):
         lin = loss.linearize(params)
         dtype = state.damping.dtype
         first = state.steps == 0
-        size = state.size
-        if not self.marquardt:  # its scaling makes the diagonal of D^-1 J^T J one
+        size, columns, scale = state.size, state.columns, None
+        if self.scaling == "identity":  # another scaling makes the diagonal of D^-1 J^T J one
             size = lax.cond(first, lambda: lin.jacobian.largest_column_square(), lambda: size)
+        if self.scaling == "minpack":
+            squares = jax.tree.map(jnp.square, lin.jacobian.column_norms())
+            columns = jax.tree.map(jnp.maximum, columns, squares)
+            scale = floored(columns)
         damping = jnp.where(first, self.init_damping.astype(dtype) * size, state.damping)
+        if self.schedule is not None:
+            damping = self.init_damping.astype(dtype) * size * jnp.asarray(self.schedule(state.steps)).astype(dtype)
         factor = factorize(
-            lin.jacobian, damping, marquardt=self.marquardt, solve=self.solve, residual_form=lin.residual is not None
+            lin.jacobian,
+            damping,
+            marquardt=self.scaling == "marquardt",
+            scale=scale,
+            solve=self.solve,
+            residual_form=lin.residual is not None,
         )
 
         residual = lin.residual
@@ -90,8 +126,13 @@ class LevenbergMarquardtMethod(AbstractMethod):
         predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
         gain_ratio = (lin.value - trial) / predicted
         accepted = jnp.isfinite(trial) & (trial < lin.value)
-        started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
-        new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted, size)
+        # a non-finite start moves nothing, not even lambda
+        started = jnp.isfinite(lin.value) & jnp.isfinite(damping) & tree_all_finite((size, columns))
+        growth = state.growth
+        if self.rule == "nielsen":
+            damping, growth = nielsen_update(factor.damping, growth, gain_ratio, accepted, size)
+        elif self.rule == "delayed_gratification":
+            damping = delayed_gratification_update(factor.damping, accepted, size)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
         info = StepInfo.of(
             params,
@@ -109,9 +150,10 @@ class LevenbergMarquardtMethod(AbstractMethod):
             **solve_info(factor, *solves),
         )
         return update, LevenbergMarquardtState(
-            damping=jnp.where(started, new_damping, state.damping),
+            damping=jnp.where(started, damping, state.damping),
             growth=jnp.where(started, growth, state.growth),
             size=jnp.where(started, size, state.size),
+            columns=tree_where(started, columns, state.columns),
             steps=state.steps + started.astype(jnp.int32),
             info=info,
         )

@@ -138,12 +138,13 @@ class BoundObjective(eqx.Module):
             raise ValueError(f"residual exists for least squares only; the terms {names} have another outer function.")
         return jnp.concatenate([block.residual(params) for block in self._blocks(params).values()])
 
-    def linearize(self, params: PyTree) -> Linearization:
+    def linearize(self, params: PyTree, *, layers: bool = False) -> Linearization:
         """Value, gradient, whitened residual and structured Jacobian at `params`: see `Linearization`.
 
         Call it under `jax.jit`, `jax.jit(lambda p: loss.linearize(p))(params)`; operation by operation it is slow.
+        With `layers` the Jacobian is the same in the form that `sciml_opt.curvature.kronecker_factors` reads.
         """
-        return linearize(list(self._blocks(params).values()), params, self._mesh)
+        return linearize(list(self._blocks(params).values()), params, self._mesh, layers=layers)
 
     @property
     def terms(self) -> tuple[str, ...]:

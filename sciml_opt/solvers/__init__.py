@@ -4,5 +4,12 @@ from ._adapter import MethodMinimiser as MethodMinimiser
 from ._adapter import MethodSolver as MethodSolver
 from ._adapter import least_squares as least_squares
 from ._adapter import minimise as minimise
+from ._least_squares import HessianFree as HessianFree
+from ._least_squares import VariableProjection as VariableProjection
+from ._newton import AdaptiveCubic as AdaptiveCubic
+from ._newton import NewtonKrylov as NewtonKrylov
+from ._newton import NewtonTrustRegion as NewtonTrustRegion
+from ._newton import NysNewtonCG as NysNewtonCG
 from ._solvers import GaussNewton as GaussNewton
 from ._solvers import LevenbergMarquardt as LevenbergMarquardt
+from ._target_ratio import TargetRatioTrustRegion as TargetRatioTrustRegion

@@ -45,6 +45,19 @@ class _ResidualFunction(eqx.Module):
             0.5 * jnp.sum(residual**2), operator.rmv(residual), residual, operator, jnp.zeros((), jnp.int32)
         )
 
+    def freeze(self, frozen: PyTree) -> "_ResidualFunction":
+        return _ResidualFunction(_Frozen(self.fn, frozen), self.args)
+
+
+class _Frozen(eqx.Module):
+    """A function of the other parameters alone."""
+
+    fn: Callable
+    frozen: PyTree
+
+    def __call__(self, params: PyTree, args: PyTree):
+        return self.fn(eqx.combine(self.frozen, params), args)
+
 
 class _ScalarFunction(eqx.Module):
     """Any `fn(y, args) -> (scalar, aux)` as a function of the parameters."""

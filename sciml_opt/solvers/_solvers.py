@@ -6,13 +6,15 @@ import optimistix as optx
 from jaxtyping import Array, ArrayLike, PyTree, Scalar
 
 from .._check import number
-from ..linear import Scaling, Solve
+from ..linear import Solve
 from ..methods import AbstractMethod, GaussNewtonMethod, LevenbergMarquardtMethod
+from ..methods._gauss_newton import GaussNewtonScaling
+from ..methods._levenberg_marquardt import DampingRule, LevenbergMarquardtScaling, Schedule
 from ._adapter import MethodSolver
 
 
 class LevenbergMarquardt(MethodSolver):
-    """Levenberg-Marquardt with Nielsen damping and geodesic acceleration, as an optimistix solver.
+    """Levenberg-Marquardt with geodesic acceleration, as an optimistix solver.
 
         (J^T J + lambda D) v = -J^T r,       (J^T J + lambda D) a = -J^T r_vv,       step = v + a/2
 
@@ -41,14 +43,20 @@ class LevenbergMarquardt(MethodSolver):
         init_damping: ArrayLike = 1e-2,
         geodesic: bool = True,
         acceleration_limit: ArrayLike = 0.75,
-        scaling: Scaling = "identity",
+        damping_rule: DampingRule | Schedule = "nielsen",
+        scaling: LevenbergMarquardtScaling = "identity",
         solve: Solve = "auto",
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
         self.method = LevenbergMarquardtMethod(
-            init_damping, geodesic=geodesic, acceleration_limit=acceleration_limit, scaling=scaling, solve=solve
+            init_damping,
+            geodesic=geodesic,
+            acceleration_limit=acceleration_limit,
+            damping_rule=damping_rule,
+            scaling=scaling,
+            solve=solve,
         )
 
 
@@ -76,7 +84,7 @@ class GaussNewton(MethodSolver):
         norm: Callable[[PyTree], Scalar] = optx.max_norm,
         *,
         init_damping: ArrayLike = 1e-2,
-        scaling: Scaling = "identity",
+        scaling: GaussNewtonScaling = "identity",
         solve: Solve = "auto",
     ):
         self.rtol = number("rtol", rtol, at_least=0)

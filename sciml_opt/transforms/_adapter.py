@@ -38,7 +38,7 @@ def _init(method: AbstractMethod, params: PyTree) -> Any:
 def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
     del value, extra_args
     loss: Loss = bound_objective(value_fn, params) if method.structured else any_function(value_fn, params)
-    if not is_gradient(updates, grad):
+    if grad is not None and not is_gradient(updates, grad):
         raise ValueError(
             "This method accepts or rejects whole steps, so `updates` must be the gradient itself: "
             "tx.update(grad, state, params, value=value, grad=grad, value_fn=loss), first in a chain, and inside one "

@@ -12,7 +12,9 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 from .._check import number, one_of
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..linear import Scaling, Solve, factorize
-from ..methods import EnergyNaturalGradientMethod, GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo, solve_info
+from ..methods import GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo, solve_info
+from ..methods._gauss_newton import GaussNewtonScaling
+from ..methods._levenberg_marquardt import DampingRule, LevenbergMarquardtScaling, Schedule
 from ._adapter import bound_objective, is_gradient, to_transformation
 
 
@@ -21,23 +23,33 @@ def levenberg_marquardt(
     *,
     geodesic: bool = True,
     acceleration_limit: ArrayLike = 0.75,
-    scaling: Scaling = "identity",
+    damping_rule: DampingRule | Schedule = "nielsen",
+    scaling: LevenbergMarquardtScaling = "identity",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
-    """Levenberg-Marquardt with Nielsen damping and geodesic acceleration.
+    """Levenberg-Marquardt with geodesic acceleration; by default with Nielsen damping.
 
         (J^T J + lambda D) v = -J^T r,       (J^T J + lambda D) a = -J^T r_vv,       step = v + a/2
 
     A step is taken only if it decreases the loss on its batch; otherwise the update is zero and the damping grows.
-    Carried from step to step: lambda and its growth factor. For an objective with other outer functions than least
-    squares, `J^T J` is the generalised Gauss-Newton matrix and there is no acceleration.
+    Carried from step to step: lambda and its growth factor (and the column norms of `"minpack"`). For an objective with
+    other outer functions than least squares, `J^T J` is the generalised Gauss-Newton matrix and there is no
+    acceleration.
 
     **Arguments:**
 
     - `init_damping`: the first lambda, relative to the largest diagonal entry of `D^-1 J^T J`.
     - `geodesic`: add the second-order correction `a/2`, with `r_vv` the second derivative of the residual along `v`.
     - `acceleration_limit`: it is used while `|a| <= limit |v|` (norms of `D`).
-    - `scaling`: `D = I`, or `D = diag(J^T J)` (in the dual form its mean over each leaf).
+    - `damping_rule`: what moves lambda:
+
+        - `"nielsen"`: by the gain ratio; accepted `*= max(1/3, 1 - (2 rho - 1)^3)`, rejected `*= 2, 4, 8, ...`;
+        - `"delayed_gratification"`: accepted `/= 3`, rejected `*= 2`;
+        - `"fixed"`: nothing (a rejected step is then tried again, unless the batch changes);
+        - a schedule, `step -> factor`, of optax for example: `lambda = factor * init_damping * size`.
+
+    - `scaling`: `D = I` (`"identity"`), `D = diag(J^T J)` (`"marquardt"`), or its running maximum over the steps
+      (`"minpack"`); in the dual form the mean over each leaf.
     - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), `"qr"`, `"svd"`, `"cg"`, `"minres"`, `"lsmr"`, `"nystrom"`
       (`sciml_opt.linear.factorize`), or `"auto"`: by predicted cost, memory and precision.
 
@@ -48,7 +60,8 @@ def levenberg_marquardt(
     **Cost:** per step one linearization, one trial loss, one second derivative along a line, one factorisation:
     `N P min(N, P)` flops; memory `N P`. About 4 gradients at `P = 129, N = 1020`.
 
-    Source: Marquardt (1963), doi:10.1137/0111030; Nielsen (1999); Transtrum and Sethna, arXiv:1201.5885.
+    Source: Marquardt (1963), doi:10.1137/0111030; Nielsen (1999); Transtrum and Sethna, arXiv:1201.5885; the scaling of
+    MINPACK: More (1978), doi:10.1007/BFb0067700.
 
     **Example:**
 
@@ -62,7 +75,12 @@ def levenberg_marquardt(
     """
     return to_transformation(
         LevenbergMarquardtMethod(
-            init_damping, geodesic=geodesic, acceleration_limit=acceleration_limit, scaling=scaling, solve=solve
+            init_damping,
+            geodesic=geodesic,
+            acceleration_limit=acceleration_limit,
+            damping_rule=damping_rule,
+            scaling=scaling,
+            solve=solve,
         )
     )
 
@@ -70,7 +88,7 @@ def levenberg_marquardt(
 def gauss_newton(
     init_damping: ArrayLike = 1e-2,
     *,
-    scaling: Scaling = "identity",
+    scaling: GaussNewtonScaling = "identity",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Damped Gauss-Newton with an Armijo line search; the damping follows the accepted step size.
@@ -79,42 +97,22 @@ def gauss_newton(
 
     Carried from step to step: lambda. Works for least squares and for convex outer functions (energies).
 
-    **Arguments:** as in `levenberg_marquardt`.
+    **Arguments:** as in `levenberg_marquardt`, but for
+
+    - `scaling`: `"identity"`, `"marquardt"`, or `"jacobi"`: where `N < P` the kernel is scaled to a unit diagonal,
+      `(W J J^T W + lambda I) y = W r`, `d = -J^T W y` with `W = diag(J J^T)^-1/2`, so that rows of small norm count
+      as much as others (lambda is relative to that diagonal); where `N >= P`, or for an energy, it is `"marquardt"`.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
     **Cost:** per step one linearization, one factorisation, one loss a trial step size (mostly one to three).
 
-    Source: Nocedal and Wright, Numerical Optimization, section 10.3; arXiv:2402.07318 for the function-space view.
+    Source: Nocedal and Wright, Numerical Optimization, section 10.3; arXiv:2402.07318 for the function-space view;
+    arXiv:2604.05230 for the scaled kernel.
 
     **Example:** as in `levenberg_marquardt`.
     """
     return to_transformation(GaussNewtonMethod(init_damping, scaling=scaling, solve=solve))
-
-
-def energy_natural_gradient(
-    init_damping: ArrayLike = 1e-2, *, solve: Solve = "auto"
-) -> optax.GradientTransformationExtraArgs:
-    """Energy natural gradient descent with damping and a grid line search.
-
-        (G + lambda I) d = -grad L,    G_ij = D^2 E(u)[d_i u, d_j u],    eta = argmin over {0, 2^0, ..., 2^-30}
-
-    For least squares `G = J^T J`; for an energy (Deep Ritz) it is its second derivative in function space, pulled
-    back. The published method is undamped and stalls from unlucky starts; here lambda starts large and follows the
-    accepted step size, down to rounding level. Carried from step to step: lambda.
-
-    **Arguments:** `init_damping`, the first lambda relative to the largest diagonal entry of `G`; `solve` as in
-    `levenberg_marquardt`.
-
-    **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
-
-    **Cost:** per step one linearization, one factorisation and 31 evaluations of the loss.
-
-    Source: Mueller and Zeinhofer, arXiv:2302.13163.
-
-    **Example:** as in `levenberg_marquardt`.
-    """
-    return to_transformation(EnergyNaturalGradientMethod(init_damping, solve=solve))
 
 
 def scale_by_gauss_newton(

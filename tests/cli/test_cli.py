@@ -63,7 +63,7 @@ def assert_picture(path):
 
 @pytest.fixture
 def diverging(monkeypatch):
-    monkeypatch.setitem(METHODS, "diverging", Method("steps that are far too long", lambda: optax.sgd(1e200)))
+    monkeypatch.setitem(METHODS, "diverging", Method("steps that are far too long", lambda _: optax.sgd(1e200)))
 
 
 def test_list_names_everything():

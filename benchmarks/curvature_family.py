@@ -1,0 +1,310 @@
+"""Every curvature method on every problem it applies to; accuracy targets of the best; equalised loss terms on and off.
+
+    python benchmarks/curvature_family.py table          # methods x problems, 5 seeds, 10 CPU seconds each
+    python benchmarks/curvature_family.py targets        # the last digits, 5 seeds
+    python benchmarks/curvature_family.py equalisation   # Levenberg-Marquardt and Gauss-Newton, with and without
+    python benchmarks/curvature_family.py show           # the tables of what has been run, in Markdown
+
+Resumable: every run is written to results/curvature_family.json when it ends, and is not made again.
+Figures are relative L2 errors on each problem's test set, of the last iterate, after a budget of process CPU time
+(compilation and error measurement apart), on one core, in float64. `nonfinite` counts steps in which anything that the
+method reports was not finite, whether it was masked or not.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import argparse
+import fcntl
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sciml_opt as so
+from sciml_opt.cli._methods import METHODS
+from sciml_opt.problems import Problem
+
+RESULTS = Path(__file__).parent / "results" / "curvature_family.json"
+SEEDS = 5
+BUDGET = 10.0  # CPU seconds a run of the table
+PROBLEMS = ("poisson2d", "heat1d", "poisson5d", "burgers", "deep_ritz1d")
+FAILED = 0.1  # a run that ends above this relative error has not left its start
+CHUNK = 0.25  # CPU seconds between two looks at the clock
+ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+MARKS = tuple(10.0**-k for k in range(2, 15))
+
+
+class Setting(NamedTuple):
+    """A problem as it is run here; `held_out` are interior points that no run trains on."""
+
+    problem: Problem
+    objective: so.Objective
+    batch: dict[str, Any]
+    layers: tuple[int, ...]
+    held_out: np.ndarray | None = None
+
+
+def standard(name: str) -> Setting:
+    problem = so.problems.get(name)
+    return Setting(problem, problem.objective, problem.batch(), problem.layers)
+
+
+def poisson5d_target() -> Setting:
+    """5-64-1; uniform points, since a Sobol corner point alone in its region lets a neuron spike there."""
+    problem, rng = so.problems.get("poisson5d"), np.random.default_rng(0)
+    interior = rng.random((4000, 5))
+    faces = [np.insert(rng.random((100, 4)), axis, side, axis=1) for axis in range(5) for side in (0.0, 1.0)]
+    terms = dict(problem.objective.terms)
+    objective = so.Objective(interior=terms["interior"], boundary=so.Term(terms["boundary"].inner, weight=100.0))
+    return Setting(problem, objective, {"interior": interior, "boundary": np.concatenate(faces)}, (64,))
+
+
+def burgers_target() -> Setting:
+    """Three hidden layers of 20; the problem's own points, denser at the shock, and as many others held out."""
+    problem, rng = so.problems.get("burgers"), np.random.default_rng(1)
+    s, t = 2 * rng.random(3136) - 1, rng.random(3136)
+    held_out = np.stack([0.25 * s + 0.75 * s**3, t], axis=1)
+    return Setting(problem, problem.objective, problem.batch(), (20, 20, 20), held_out)
+
+
+class Runner:
+    """One optimizer on one setting: compiled once, run for several seeds."""
+
+    def __init__(self, setting: Setting, make: Callable[[so.Objective], optax.GradientTransformation]):
+        self.setting = setting
+        model = setting.problem.model(jax.random.key(0), setting.layers)
+        self.static = eqx.partition(model, eqx.is_inexact_array)[1]
+        loss = setting.objective.bind(setting.batch, static=self.static)
+        tx = optax.with_extra_args_support(make(setting.objective))
+        self.tx = tx
+
+        def one(_, carry):
+            params, state, bad, _ = carry
+            value, grad = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+            reports = [value, *jax.tree.leaves(updates)]
+            for info in so.transforms.step_infos(state):
+                reports += [info.loss, info.trial_loss, info.step_norm, info.grad_norm, info.damping]
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(report)) for report in reports]))
+            return optax.apply_updates(params, updates), state, bad + ~finite, value
+
+        self.chunk = jax.jit(lambda carry, n: jax.lax.fori_loop(0, n, one, carry))
+        self.error = jax.jit(lambda params: setting.problem.error(eqx.combine(params, self.static)))
+        self.loss = jax.jit(loss)
+        start = time.process_time()
+        carry = self.start(0)
+        self.chunk.lower(carry, 1).compile()
+        self.compile = time.process_time() - start
+        jax.block_until_ready(self.chunk(carry, 1))
+        self.error(carry[0])
+
+    def start(self, seed: int):
+        model = self.setting.problem.model(jax.random.key(seed), self.setting.layers)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.tx.init(params))
+        return params, state, jnp.int32(0), jnp.zeros(())
+
+    def __call__(self, seed: int, budget: float, stop: float = 0.0, max_steps: int = 10**7) -> dict[str, Any]:
+        carry, steps, spent, chunk, error = self.start(seed), 0, 0.0, 1, math.inf
+        seconds_to, steps_to = {}, {}
+        while spent < budget and error > stop and steps < max_steps:
+            begin = time.process_time()
+            carry = jax.block_until_ready(self.chunk(carry, chunk))
+            took = time.process_time() - begin
+            spent, steps = spent + took, steps + chunk
+            error = float(self.error(carry[0]))
+            if not math.isfinite(error):
+                break
+            for mark in MARKS:
+                if error <= mark:
+                    seconds_to.setdefault(f"{mark:.0e}", round(spent, 2))
+                    steps_to.setdefault(f"{mark:.0e}", steps)
+            if took < CHUNK / 2:
+                chunk = min(2 * chunk, 4096)
+            elif took > CHUNK:
+                chunk = max(1, chunk // 2)
+        row = {
+            "error": error if math.isfinite(error) else None,
+            "loss": _finite(self.loss(carry[0])),
+            "steps": steps,
+            "cpu_seconds": round(spent, 2),
+            "compile_seconds": round(self.compile, 2),
+            "nonfinite": int(carry[2]),
+            "seconds_to": seconds_to,
+            "steps_to": steps_to,
+        }
+        if self.setting.held_out is not None:
+            row |= self._held_out(carry[0])
+        return row
+
+    def _held_out(self, params) -> dict[str, float]:
+        """Root mean squares of the interior residual, on the training points and on others."""
+        term = so.Objective(interior=self.setting.objective.terms["interior"])
+
+        def rms(points):
+            loss = term.bind({"interior": points}, static=self.static)
+            return float(jnp.sqrt(2 * jax.jit(loss)(params)))
+
+        return {"residual": rms(self.setting.batch["interior"]), "held_out_residual": rms(self.setting.held_out)}
+
+
+def _finite(value) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class Store:
+    """The results on disk: one entry a run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:  # several processes may write
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            rows = self.read() | {key: row}
+            fresh = self.path.with_suffix(".new")
+            fresh.write_text(json.dumps(dict(sorted(rows.items())), indent=0) + "\n")
+            fresh.replace(self.path)
+        print(f"{key}: {row}", flush=True)
+
+
+def sweep(store: Store, prefix: str, setting: Setting, make, budget: float, stop: float = 0.0, max_steps: int = 10**7):
+    todo = [seed for seed in range(SEEDS) if f"{prefix}/{seed}" not in store.read()]
+    if not todo:
+        return
+    runner = Runner(setting, make)
+    for seed in todo:
+        store.add(f"{prefix}/{seed}", runner(seed, budget, stop, max_steps))
+    jax.clear_caches()
+
+
+def table(store: Store, methods: list[str], problems: list[str]) -> None:
+    for problem in problems:
+        setting = standard(problem)
+        for method in methods:
+            if applies(method, setting.problem):
+                make = tuned_adam(store, setting) if method == "adam" else METHODS[method].make
+                sweep(store, f"table/{problem}/{method}", setting, make, BUDGET)
+
+
+def applies(method: str, problem: Problem) -> bool:
+    return "least_squares" in problem.tags or not METHODS[method].least_squares
+
+
+def tuned_adam(store: Store, setting: Setting):
+    """The learning rate of lowest error after the same budget (seed 0), with and without decay by 0.98 / 1000 steps."""
+    for rate in ADAM_RATES:
+        for decay in (1.0, 0.98):
+            key = f"adam/{setting.problem.name}/{rate}/{decay}"
+            if key not in store.read():
+                store.add(key, Runner(setting, lambda _, r=rate, d=decay: _adam(r, d))(0, BUDGET))
+    rows = {key: row for key, row in store.read().items() if key.startswith(f"adam/{setting.problem.name}/")}
+    best = min(rows, key=lambda key: rows[key]["error"] or math.inf)
+    rate, decay = map(float, best.split("/")[2:])
+    return lambda _: _adam(rate, decay)
+
+
+def _adam(rate: float, decay: float) -> optax.GradientTransformation:
+    return optax.adam(optax.exponential_decay(rate, 1000, decay))
+
+
+TARGETS: dict[str, tuple[Callable[[], Setting], str, float, float]] = {  # setting, method, budget, stop
+    "poisson2d": (lambda: standard("poisson2d"), "target_ratio", 5.0, 1e-13),
+    "heat1d": (lambda: standard("heat1d"), "target_ratio", 60.0, 1e-9),
+    "poisson5d": (poisson5d_target, "target_ratio", 200.0, 5e-10),
+    "burgers": (burgers_target, "target_ratio", 180.0, 0.0),
+}
+
+
+def targets(store: Store, problems: list[str]) -> None:
+    for problem in problems:
+        if problem in TARGETS:
+            setting, method, budget, stop = TARGETS[problem]
+            sweep(store, f"targets/{problem}/{method}", setting(), METHODS[method].make, budget, stop)
+
+
+def equalisation(store: Store, problems: list[str]) -> None:
+    for problem in problems:
+        for method in ("levenberg_marquardt", "gauss_newton", "target_ratio"):
+            for on in (False, True):
+                tx = so.target_ratio_trust_region() if method == "target_ratio" else METHODS[method].make(None)
+                make = (lambda objective, tx=tx: so.equalised(tx, objective)) if on else (lambda _, tx=tx: tx)
+                key = f"equalisation/{problem}/{method}/{'on' if on else 'off'}"
+                sweep(store, key, standard(problem), make, BUDGET, 1e-7)
+
+
+def show(store: Store) -> None:
+    rows = store.read()
+    groups: dict[str, dict[str, list[dict]]] = {}
+    for key, row in rows.items():
+        section, problem, name = key.split("/")[0], key.split("/")[1], "/".join(key.split("/")[2:-1])
+        if section != "adam":
+            groups.setdefault(f"{section}/{problem}", {}).setdefault(name, []).append(row)
+    for group, methods in groups.items():
+        adam = _median([row["error"] for row in methods.get("adam", [])])
+        print(f"\n### {group}\n")
+        print("| method | median | worst | failures | steps | nonfinite | seconds to 1e-4, -6, -8, -12 | beats Adam |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, runs in sorted(methods.items(), key=lambda item: _median([row["error"] for row in item[1]])):
+            errors = [math.inf if row["error"] is None else row["error"] for row in runs]
+            failures = sum(error > FAILED for error in errors)
+            reached = [
+                _median([row["seconds_to"].get(mark) for row in runs]) for mark in ("1e-04", "1e-06", "1e-08", "1e-12")
+            ]
+            cells = [
+                name,
+                f"{np.median(errors):.1e}",
+                f"{max(errors):.1e}",
+                f"{failures} of {len(runs)}",
+                f"{np.median([row['steps'] for row in runs]):.0f}",
+                str(sum(row["nonfinite"] for row in runs)),
+                " / ".join("-" if math.isinf(s) else f"{s:.1f}" for s in reached),
+                "" if not methods.get("adam") or name == "adam" else "yes" if np.median(errors) < adam else "no",
+            ]
+            print("| " + " | ".join(cells) + " |")
+        for name, runs in methods.items():
+            if "held_out_residual" in runs[0]:
+                pairs = [f"{row['residual']:.1e} / {row['held_out_residual']:.1e}" for row in runs]
+                print(f"\n{name}: root mean square of the residual, training / held-out points: {', '.join(pairs)}")
+
+
+def _median(values: list) -> float:
+    return float(np.median([math.inf if value is None else value for value in values])) if values else math.inf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["table", "targets", "equalisation", "show"])
+    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "lbfgs"])
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    store = Store(args.out)
+    if args.what == "table":
+        table(store, args.methods, args.problems)
+    elif args.what == "targets":
+        targets(store, args.problems)
+    elif args.what == "equalisation":
+        equalisation(store, [name for name in args.problems if name in ("poisson2d", "heat1d")])
+    else:
+        show(store)
+
+
+if __name__ == "__main__":
+    main()

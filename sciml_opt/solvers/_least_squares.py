@@ -1,0 +1,83 @@
+"""Optimistix solvers of the Gauss-Newton family beyond `_solvers`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optimistix as optx
+from jaxtyping import Array, ArrayLike, PyTree, Scalar
+
+from .._check import number
+from ..linear import Solve
+from ..methods import AbstractMethod, HessianFreeMethod, VariableProjectionMethod
+from ._adapter import MethodSolver
+
+
+class HessianFree(MethodSolver):
+    """Hessian-free optimization (Gauss-Newton by conjugate gradients, Martens damping), as an optimistix solver.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; `cg_rtol` is `rtol` of `so.hessian_free`, and
+    `init_damping` as there.
+
+    **Cost:** as `so.hessian_free`; for a plain function the Jacobian is dense, `min(N, P)` (co)tangent passes.
+
+    Source: Martens, Deep learning via Hessian-free optimization (ICML 2010).
+
+    **Example:** `so.least_squares(loss, so.HessianFree(rtol=1e-8, atol=1e-8), params)`.
+    """
+
+    rtol: Array
+    atol: Array
+    norm: Callable[[PyTree], Scalar]
+    method: AbstractMethod
+
+    def __init__(
+        self,
+        rtol: ArrayLike,
+        atol: ArrayLike,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        *,
+        init_damping: ArrayLike = 0.1,
+        cg_rtol: ArrayLike = 1e-4,
+    ):
+        self.rtol = number("rtol", rtol, at_least=0)
+        self.atol = number("atol", atol, at_least=0)
+        self.norm = norm
+        self.method = HessianFreeMethod(init_damping, rtol=cg_rtol)
+
+
+class VariableProjection(MethodSolver):
+    """Variable projection (Levenberg-Marquardt with the linear parameters eliminated), as an optimistix solver.
+
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; the others as in `so.variable_projection`.
+
+    **Cost:** as `so.variable_projection`; for a plain function the Jacobian is dense, `min(N, P)` (co)tangent passes.
+
+    Source: Golub and Pereyra (1973), doi:10.1137/0710036; Kaufman (1975), doi:10.1007/BF01932995.
+
+    **Example:**
+
+    ```python
+    solver = so.VariableProjection(1e-8, 1e-8, linear=lambda y: y["amplitude"])
+    optx.least_squares(lambda y, t: y["amplitude"] * jnp.exp(-y["rate"] * t) - data, solver, y0, args=t)
+    ```
+    """
+
+    rtol: Array
+    atol: Array
+    norm: Callable[[PyTree], Scalar]
+    method: AbstractMethod
+
+    def __init__(
+        self,
+        rtol: ArrayLike,
+        atol: ArrayLike,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        *,
+        linear: Callable[[PyTree], Any] | None = None,
+        init_damping: ArrayLike = 1e-2,
+        solve: Solve = "qr",
+    ):
+        self.rtol = number("rtol", rtol, at_least=0)
+        self.atol = number("atol", atol, at_least=0)
+        self.norm = norm
+        self.method = VariableProjectionMethod(linear, init_damping=init_damping, solve=solve)

@@ -1,0 +1,3 @@
+"""Loss balancing: optax wrappers that weigh the terms of an objective."""
+
+from ._equalised import equalised as equalised

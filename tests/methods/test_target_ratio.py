@@ -1,0 +1,197 @@
+"""The target-ratio trust region against a dense textbook version, and its model of least squares in a ball."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+from scipy.optimize import brentq
+from small import RITZ, RITZ_BATCH, flat, problem, relative
+
+import sciml_opt as so
+from sciml_opt.linear import RadiusModel, cosine_projection, count_sketch
+
+STEPS = 10
+
+
+def run(tx, loss, params, steps=STEPS):
+    @jax.jit
+    def body(carry, _):
+        params, state = carry
+        value, grad = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (ravel_pytree(params)[0], so.info(state))
+
+    return jax.lax.scan(body, (params, tx.init(params)), None, length=steps)[1]
+
+
+def textbook(r, J, q, target=0.075, radii=12):
+    """SVD of J, the secular equation by bracketing, the ratio on a grid, its crossing log-linear."""
+    radius, path = 1.0, []
+    for _ in range(STEPS):
+        rq, f = r(q), 0.5 * np.sum(r(q) ** 2)
+        U, s, Vt = np.linalg.svd(J(q), full_matrices=False)
+        c = s * (U.T @ rq)
+
+        def solve(delta, c=c, s=s, Vt=Vt):
+            length = lambda lam: np.linalg.norm(c / (s**2 + lam))
+            lam = 0.0 if length(0.0) <= delta else brentq(lambda x: np.log(length(np.exp(x)) / delta), -90, 60)
+            lam = np.exp(lam) if lam else 0.0
+            return -Vt.T @ (c / (s**2 + lam)), 0.5 * np.sum(c**2 * (s**2 + 2 * lam) / (s**2 + lam) ** 2)
+
+        def trial(delta, q=q, f=f, solve=solve):
+            p, predicted = solve(delta)
+            new = 0.5 * np.sum(r(q + p) ** 2)
+            return p, new, np.clip((f - new) / predicted, -1, 1)
+
+        grid = radius * np.geomspace(1 / 3, 3, radii)
+        ratios = np.minimum.accumulate([trial(delta)[2] for delta in grid])
+        passed = int(np.sum(ratios >= target))
+        if passed in (0, radii):
+            chosen = grid[0] if passed == 0 else grid[-1]
+        else:
+            a, b = passed - 1, passed
+            share = (ratios[a] - target) / (ratios[a] - ratios[b])
+            chosen = grid[a] * (grid[b] / grid[a]) ** share
+        p, new, _ = trial(chosen)
+        if new >= f and passed > 0:
+            chosen = grid[passed - 1]
+            p, new, _ = trial(chosen)
+        if new < f:
+            q, radius = q + p, chosen
+        else:
+            radius = grid[0]
+        path.append(q)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dense():
+    params, loss = problem()
+    start, unravel = ravel_pytree(params)
+    r = jax.jit(lambda q: loss.residual(unravel(q)))
+    J = jax.jit(jax.jacfwd(lambda q: loss.residual(unravel(q))))
+    return params, loss, np.asarray(start), lambda q: np.asarray(r(q)), lambda q: np.asarray(J(q))
+
+
+def test_textbook(dense):
+    params, loss, q, r, J = dense
+    got, info = run(so.target_ratio_trust_region(), loss, params)
+    np.testing.assert_allclose(got, textbook(r, J, q), rtol=1e-8, atol=1e-8)
+    values = np.append(info.loss, 0.5 * np.sum(r(got[-1]) ** 2))
+    assert np.all(np.diff(values) <= 0) and np.all(info.accepted == (np.diff(values) < 0))
+    assert np.all(info.evaluations >= 13) and np.all(info.radius > 0)
+
+
+def test_gram_is_the_same_method_without_the_last_digits(dense):
+    _, loss, *_ = dense
+    params, _ = problem()
+    lin = jax.jit(lambda p: loss.linearize(p))(params)
+    for jacobian, residual in ((lin.jacobian, lin.residual), (lin.jacobian.take(jnp.arange(20)), lin.residual[:20])):
+        exact, gram = (by(jacobian, residual) for by in (RadiusModel.by_svd, RadiusModel.by_gram))
+        for radius in (1e-2, 0.1):
+            steps = [model.step(model.damping(jnp.asarray(radius)), params) for model in (exact, gram)]
+            assert relative(*steps) < 1e-6
+    _, info = run(so.target_ratio_trust_region(decomposition="gram"), loss, params, 20)
+    assert np.all(np.diff(info.loss) <= 0) and float(info.loss[-1]) < 0.5 * float(info.loss[0])
+
+
+def digits(seeds, steps, target):
+    """poisson2d, terms equalised."""
+    poisson = so.problems.get("poisson2d")
+    tx = so.equalised(so.target_ratio_trust_region(), poisson.objective)
+    until = so.Stop(error=target)
+    results = so.fit(
+        poisson.model,
+        poisson.objective,
+        tx,
+        poisson.batch(),
+        steps=steps,
+        seeds=seeds,
+        metric=poisson.error,
+        until=until,
+    )
+    assert max(result.error for result in results) <= target
+
+
+def test_two_of_two_seeds_reach_1e_12():
+    digits(2, 400, 1e-12)
+
+
+@pytest.mark.slow
+def test_ten_of_ten_seeds_reach_1e_12():
+    digits(10, 600, 1e-12)
+
+
+def test_sketches(dense):
+    params, loss, *_ = dense
+    lin = jax.jit(lambda p: loss.linearize(p))(params)
+    J, r = np.asarray(lin.jacobian.as_matrix()), np.asarray(lin.residual)
+    model = RadiusModel.sketched(lin.jacobian, lin.residual, jax.random.key(1), None, 10)
+    S = np.asarray(jax.vmap(cosine_projection(jax.random.split(jax.random.key(1))[1], 33, 10).lift)(jnp.eye(10))).T
+    np.testing.assert_allclose(S.T @ S, np.eye(10), atol=1e-12)
+    lam = 1e-3
+    A = J @ S
+    sigma = np.linalg.svd(A)[1][0]
+    want = -S @ np.linalg.solve(A.T @ A + lam * sigma**2 * np.eye(10), A.T @ r)
+    assert relative(model.step(jnp.asarray(lam), params), want) < 1e-8
+    full = RadiusModel.sketched(lin.jacobian, lin.residual, jax.random.key(1), 10**6, 10**6)
+    exact = RadiusModel.by_svd(lin.jacobian, lin.residual)
+    assert relative(full.step(jnp.asarray(lam), params), exact.step(jnp.asarray(lam), params)) < 1e-10
+    _, info = run(so.target_ratio_trust_region(sketch_rows=120, sketch_columns=20), loss, params, steps=20)
+    assert np.all(np.diff(info.loss) <= 0) and float(info.loss[-1]) < 0.1 * float(info.loss[0])
+
+
+def test_count_sketch_keeps_lengths_on_average():
+    A = np.random.default_rng(0).normal(size=(200, 3))
+    keys = jax.random.split(jax.random.key(0), 400)
+    grams = jax.vmap(lambda key: (lambda B: B.T @ B)(count_sketch(key, jnp.asarray(A), 20)))(keys)
+    np.testing.assert_allclose(np.mean(grams, 0), A.T @ A, atol=0.1 * np.linalg.norm(A.T @ A))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), shape=st.sampled_from([(12, 7), (7, 12), (8, 8)]), decades=st.floats(0, 14))
+def test_the_ball(seed, shape, decades):
+    """The step has the length of the radius and is the minimiser in the ball (KKT); its decrease is the model's."""
+    rng = np.random.default_rng(seed)
+    n, p = shape
+    k = min(shape)
+    U, V = (np.linalg.qr(rng.normal(size=(m, k)))[0] for m in shape)
+    sigma = np.logspace(0, -decades, k)
+    J, r = (U * sigma) @ V.T, rng.normal(size=n)
+    operator = so.StructuredJacobian(jnp.asarray(J.T), jnp.zeros(p))
+    model = RadiusModel.by_svd(operator, jnp.asarray(r))
+    longest = float(model.length(jnp.asarray(0.0)))
+    for radius in (1e-3 * longest, 0.3 * longest, 2 * longest):
+        lam = model.damping(jnp.asarray(radius))
+        s = np.asarray(model.step(lam, jnp.zeros(p)))
+        if radius > longest:
+            assert float(lam) < 1e-12
+        else:
+            np.testing.assert_allclose(np.linalg.norm(s), radius, rtol=1e-6)
+        lam = float(lam) * float(model.unit) ** 2
+        scale = np.linalg.norm(J) * (np.linalg.norm(r) + np.linalg.norm(J) * np.linalg.norm(s))
+        np.testing.assert_allclose(J.T @ (J @ s + r) + lam * s, 0, atol=1e-12 * scale)
+        decrease = 0.5 * np.sum(r**2) - 0.5 * np.sum((r + J @ s) ** 2)
+        np.testing.assert_allclose(model.decrease(jnp.asarray(lam / float(model.unit) ** 2)), decrease, rtol=1e-6)
+
+
+@pytest.mark.bad_input
+def test_errors():
+    params, loss = problem(RITZ, RITZ_BATCH)
+    tx = so.target_ratio_trust_region()
+    grad = jax.grad(loss)(params)
+    with pytest.raises(ValueError, match="needs least squares in every term"):
+        tx.update(grad, tx.init(params), params, grad=grad, value_fn=loss)
+    for make, message in (
+        (lambda: so.target_ratio_trust_region(0.0), "target must be greater than 0"),
+        (lambda: so.target_ratio_trust_region(decomposition="qr"), "decomposition must be one of"),
+        (lambda: so.target_ratio_trust_region(sketch_rows=0), "sketch_rows must be a positive integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert flat(params).size == 33
