@@ -36,7 +36,7 @@ METHODS = {
     "engd_w": Method("energy natural gradient in residual space", lambda _: t.engd_w(), least_squares=True),
     "spring": Method("energy natural gradient with momentum (SPRING)", lambda _: t.spring(), least_squares=True),
     "anagram": Method("SVD cut-off, adaptive (ANaGRAM)", lambda _: t.anagram(adaptive=True), least_squares=True),
-    "sobolev_gradient": Method("natural gradient in H2", lambda _: t.natural_gradient(sobolev(2))),
+    "sobolev_gradient": Method("natural gradient in H1", lambda _: t.natural_gradient(sobolev(1))),
     "block_gauss_newton": Method("Gauss-Newton, one block a layer", lambda _: t.block_gauss_newton()),
     "kfac": Method("KFAC with momentum and a grid line search", lambda _: t.kfac()),
     "kfac_star": Method("KFAC, step and momentum from the quadratic model", lambda _: t.kfac_star()),

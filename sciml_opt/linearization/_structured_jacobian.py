@@ -107,8 +107,8 @@ class StructuredJacobian(lx.AbstractLinearOperator):
         return _total([jacobian.gram(w, memory=memory) for jacobian, w in alone])
 
     def gram_blocks(
-        self, blocks: Sequence[Int[np.ndarray, " k"]], *, memory: int = MEMORY
-    ) -> list[Float[Array, "k k"]]:
+        self, blocks: Sequence[Int[np.ndarray, " _"]], *, memory: int = MEMORY
+    ) -> list[Float[Array, "_ _"]]:
         """Diagonal blocks of `J^T J`: `J_b^T J_b`, where `J_b` has the columns `b` (entries of the flat parameters).
 
         **Cost:** `N sum_b k_b^2` flops.

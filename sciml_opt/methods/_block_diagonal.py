@@ -60,7 +60,7 @@ class BlockDiagonalMethod(AbstractMethod):
         return update, DampedState(damping, state.steps + 1, info)
 
 
-def blocks_of(params: PyTree, blocks: Blocks) -> list[Int[np.ndarray, " k"]]:
+def blocks_of(params: PyTree, blocks: Blocks) -> list[Int[np.ndarray, " _"]]:
     """The entries of the flat parameter vector of every block.
 
     A layer is what differs in the last name of its path only: `layers[0].weight` and `layers[0].bias`, or `weights[0]`
@@ -78,7 +78,7 @@ def blocks_of(params: PyTree, blocks: Blocks) -> list[Int[np.ndarray, " k"]]:
 
 
 def _direction(
-    lin: Linearization, blocks: list[Int[np.ndarray, " k"]], damping: Scalar
+    lin: Linearization, blocks: list[Int[np.ndarray, " _"]], damping: Scalar
 ) -> tuple[PyTree, dict[str, Scalar]]:
     """`d`, and the fields of `StepInfo` about the linear systems; the damping is the largest one."""
     grad = ravel(lin.grad)

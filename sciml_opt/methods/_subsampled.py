@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
 from .._tree import ravel, tree_dot, tree_dtype, tree_norm, tree_scale, unravel
@@ -19,7 +19,6 @@ RTOL, MOST_ITERATIONS = 1e-2, 100  # of conjugate gradients
 
 class SubsampledNewtonState(NamedTuple):
     damping: Scalar  # relative to the size of the curvature
-    key: PRNGKeyArray
     steps: Int[Array, ""]
     info: StepInfo
 
@@ -58,11 +57,11 @@ class SubsampledNewtonMethod(AbstractMethod):
 
     def init(self, params: PyTree) -> SubsampledNewtonState:
         damping = self.init_damping.astype(tree_dtype(params))
-        return SubsampledNewtonState(damping, jax.random.key(self.seed), jnp.int32(0), StepInfo.of(params))
+        return SubsampledNewtonState(damping, jnp.int32(0), StepInfo.of(params))
 
     def step(self, loss: Any, params: PyTree, state: SubsampledNewtonState):  # a `Loss` with `subsample`
         value, grad = jax.value_and_grad(loss)(params)
-        part = loss.subsample(jax.random.fold_in(state.key, state.steps), self.fraction)
+        part = loss.subsample(jax.random.fold_in(jax.random.key(self.seed), state.steps), self.fraction)
         find = self._gauss_newton if self.curvature == "gauss_newton" else self._hessian
         direction, curved, report = find(part, params, grad, state.damping)
         update, found = searched(loss, params, direction, value, grad, "armijo")
@@ -76,7 +75,7 @@ class SubsampledNewtonMethod(AbstractMethod):
             **searching | report | {"gradients": searching["gradients"] + 1},
         )
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
-        return update, SubsampledNewtonState(damping, state.key, state.steps + 1, info)
+        return update, SubsampledNewtonState(damping, state.steps + 1, info)
 
     def _gauss_newton(self, part: Loss, params: PyTree, grad: PyTree, damping: Scalar):
         lin = part.linearize(params)

@@ -6,6 +6,7 @@ import optimistix as optx
 from jaxtyping import Array, ArrayLike, PyTree, Scalar
 
 from .._check import number
+from ..globalization import Search
 from ..linear import Solve
 from ..methods import AbstractMethod, GaussNewtonMethod, LevenbergMarquardtMethod
 from ..methods._gauss_newton import GaussNewtonScaling
@@ -61,7 +62,7 @@ class LevenbergMarquardt(MethodSolver):
 
 
 class GaussNewton(MethodSolver):
-    """Damped Gauss-Newton with an Armijo line search, as an optimistix solver.
+    """Damped Gauss-Newton with a line search, as an optimistix solver.
 
     **Arguments:** `rtol`, `atol`, `norm` as in optimistix; the others as in `so.gauss_newton`.
 
@@ -85,9 +86,10 @@ class GaussNewton(MethodSolver):
         *,
         init_damping: ArrayLike = 1e-2,
         scaling: GaussNewtonScaling = "identity",
+        line_search: Search = "armijo",
         solve: Solve = "auto",
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
-        self.method = GaussNewtonMethod(init_damping, scaling=scaling, solve=solve)
+        self.method = GaussNewtonMethod(init_damping, scaling=scaling, line_search=line_search, solve=solve)

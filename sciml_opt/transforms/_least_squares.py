@@ -108,8 +108,8 @@ def variable_projection(
     **Errors:** `ValueError` if the parameters hold no list of layers and `linear` is not given.
 
     **Cost:** per step two linearizations (the second in `c` alone), one trial loss, one second derivative along a line,
-    two factorisations: `4 (N + P) min(N, P)^2` flops; memory `2 N P`. About 3 steps of Levenberg-Marquardt on
-    the Poisson equation, and less than half as many.
+    two factorisations: `4 (N + P) min(N, P)^2` flops; memory `2 N P`. On the Poisson equation with `P = 129`
+    about 4 steps of Levenberg-Marquardt; 400 reach a loss of 1e-15, those of Levenberg-Marquardt 1e-11.
 
     Source: Golub and Pereyra (1973), doi:10.1137/0710036; Kaufman (1975), doi:10.1007/BF01932995; for the last branch
     layer arXiv:2508.15394. The acceleration is ours.

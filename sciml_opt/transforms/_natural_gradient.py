@@ -104,7 +104,8 @@ def spring(
     - `learning_rate`: a number, or `None` for the line search.
     - `damping`: lambda relative to the largest diagonal entry of `J^T J`, which frees it of the scale of the loss; a
       number, or a schedule of the step. The paper's lambda is absolute: this one times that entry, which
-      `so.info(state).damping` shows. Noisy batches want more than the default: 1e-10 to 1e-5.
+      `so.info(state).damping` shows. Larger ones start faster, smaller ones end lower: without momentum the 2-D Poisson
+      equation ended at about 5e-6 with 1e-7, and at 3e-7 in most runs with 1e-13, after 600 steps in float64.
     - `momentum`: `mu` in `[0, 1)`. The paper tunes 0.06 to 0.94 with the line search, 0.8 to 0.98 with a fixed learning
       rate and fresh points.
     - `norm_constraint`: `C`, of the fixed learning rate only; `jnp.inf` for none.

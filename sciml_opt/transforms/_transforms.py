@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
+from ..globalization import Search
 from ..linear import Scaling, Solve, factorize
 from ..methods import GaussNewtonMethod, LevenbergMarquardtMethod, StepInfo, solve_info
 from ..methods._gauss_newton import GaussNewtonScaling
@@ -50,8 +51,8 @@ def levenberg_marquardt(
 
     - `scaling`: `D = I` (`"identity"`), `D = diag(J^T J)` (`"marquardt"`), or its running maximum over the steps
       (`"minpack"`); in the dual form the mean over each leaf.
-    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), `"qr"`, `"svd"`, `"cg"`, `"minres"`, `"lsmr"`, `"nystrom"`
-      (`sciml_opt.linear.factorize`), or `"auto"`: by predicted cost, memory and precision.
+    - `solve`: `"primal"` (`P x P`), `"dual"` (`N x N`), `"qr"`, `"svd"`, `"cg"`, `"minres"`, `"lsmr"`, `"nystrom"`,
+      `"sketch"` (`sciml_opt.linear.factorize`), or `"auto"`: by predicted cost, memory and precision.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
@@ -89,11 +90,12 @@ def gauss_newton(
     init_damping: ArrayLike = 1e-2,
     *,
     scaling: GaussNewtonScaling = "identity",
+    line_search: Search = "armijo",
     solve: Solve = "auto",
 ) -> optax.GradientTransformationExtraArgs:
-    """Damped Gauss-Newton with an Armijo line search; the damping follows the accepted step size.
+    """Damped Gauss-Newton with a line search; the damping follows the accepted step size.
 
-        (J^T J + lambda D) d = -grad L,      step = eta d,      eta from 1, 1/2, 1/4, ...
+        (J^T J + lambda D) d = -grad L,      step = eta d,      eta by line search
 
     Carried from step to step: lambda. Works for least squares and for convex outer functions (energies).
 
@@ -101,7 +103,9 @@ def gauss_newton(
 
     - `scaling`: `"identity"`, `"marquardt"`, or `"jacobi"`: where `N < P` the kernel is scaled to a unit diagonal,
       `(W J J^T W + lambda I) y = W r`, `d = -J^T W y` with `W = diag(J J^T)^-1/2`, so that rows of small norm count
-      as much as others (lambda is relative to that diagonal); where `N >= P`, or for an energy, it is `"marquardt"`.
+      as much as others (lambda is relative to that diagonal); where `N >= P`, or for an energy, it is `"marquardt"`;
+    - `line_search`: `"armijo"` (1, 1/2, 1/4, ... until the decrease suffices), `"strong_wolfe"`, or `"grid"` (the best
+      of `2^0, ..., 2^-30`).
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
@@ -112,7 +116,7 @@ def gauss_newton(
 
     **Example:** as in `levenberg_marquardt`.
     """
-    return to_transformation(GaussNewtonMethod(init_damping, scaling=scaling, solve=solve))
+    return to_transformation(GaussNewtonMethod(init_damping, scaling=scaling, line_search=line_search, solve=solve))
 
 
 def scale_by_gauss_newton(
@@ -143,7 +147,8 @@ def scale_by_gauss_newton(
     if not callable(damping):
         schedule = jax.tree_util.Partial(_constant, number("damping", damping, at_least=0))
     else:
-        schedule = jax.tree_util.Partial(damping)
+        partial = isinstance(damping, jax.tree_util.Partial)  # one in another would hide its numbers, and retrace
+        schedule = damping if partial else jax.tree_util.Partial(damping)
     preconditioner = _GaussNewtonPreconditioner(
         damping=schedule,
         marquardt=one_of("scaling", scaling, get_args(Scaling)) == "marquardt",

@@ -1,11 +1,11 @@
 """Kronecker factors against hand-made taps for four operators, and the inverse of a sum of two Kronecker products."""
 
-import channels
+import hand_made
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from channels import DIRECTIONS, draw, network
+from hand_made import DIRECTIONS, draw, network
 from jax.experimental.jet import jet
 from small import BATCH, dense_jacobian, edges, grid, partition, relative
 from small import network as small_network
@@ -31,7 +31,7 @@ def burgers(u, x):
 def biharmonic(p, x):
     zero = jnp.zeros(2)
     along = lambda v: jet(lambda x: network(p, x)[0], (x,), ((v, zero, zero, zero),))[1][3]
-    return channels.BIHARMONIC @ jax.vmap(along)(jnp.asarray(DIRECTIONS))
+    return hand_made.BIHARMONIC @ jax.vmap(along)(jnp.asarray(DIRECTIONS))
 
 
 def system(p, x):
@@ -40,29 +40,29 @@ def system(p, x):
 
 
 def tapped_laplacian(p, x, e1, e2):
-    (_, _, second), inputs = channels.second_order(p, x, e1, e2, (1, 1))
+    (_, _, second), inputs = hand_made.second_order(p, x, e1, e2, (1, 1))
     return second, inputs
 
 
 def tapped_burgers(p, x, e1, e2):
-    (u, du, second), inputs = channels.second_order(p, x, e1, e2, (1, 0))
+    (u, du, second), inputs = hand_made.second_order(p, x, e1, e2, (1, 0))
     return du[1] + u * du[0] - NU * second, inputs
 
 
 def tapped_system(p, x, e1, e2):
-    (u, du, second), inputs = channels.second_order(p, x, e1, e2, (1, 1))
+    (u, du, second), inputs = hand_made.second_order(p, x, e1, e2, (1, 1))
     return jnp.stack([second[0] + u[1] ** 2, du[0][0] + u[0] * du[1][1]]), inputs
 
 
 def tapped_value(p, x, e1, e2):
-    (u, _, _), inputs = channels.second_order(p, x, e1, e2, (0, 0))
+    (u, _, _), inputs = hand_made.second_order(p, x, e1, e2, (0, 0))
     return u, inputs
 
 
 CASES = {  # residual, the same with taps, the products of both layers that it sees, outputs of the network
     "laplacian": (lambda p, x: so.laplacian(scalar(p))(x), tapped_laplacian, ([0, 1, 2], [3]), 1),
     "burgers": (lambda p, x: burgers(scalar(p), x), tapped_burgers, ALL, 1),
-    "biharmonic": (biharmonic, channels.fourth_order, ([0, 1, 2, 3, 4], [0, 1, 2, 3]), 1),
+    "biharmonic": (biharmonic, hand_made.fourth_order, ([0, 1, 2, 3, 4], [0, 1, 2, 3]), 1),
     "system": (system, tapped_system, ALL, 2),
 }
 
@@ -77,13 +77,13 @@ def test_factors_are_those_of_hand_made_taps(name):
 
     # the reference is one: its products add up to the derivative of the residual
     rows = jax.jit(jax.vmap(jax.jacrev(residual), (None, 0)))(p, POINTS)
-    gs, zs = channels.cotangents_and_inputs(tapped, p, POINTS)
+    gs, zs = hand_made.cotangents_and_inputs(tapped, p, POINTS)
     for layer, (g, z, seen) in enumerate(zip(gs, zs, used, strict=True), start=1):
         outer = np.einsum("nmti,ntj->nmij", np.asarray(g)[:, :, seen], np.asarray(z)[:, seen])
         W, b = (np.reshape(rows[f"{kind}{layer}"], (*outer.shape[:3], -1)) for kind in "Wb")
         np.testing.assert_allclose(outer, np.concatenate([W, b], axis=3), rtol=1e-9, atol=1e-9)
 
-    want = channels.factors(tapped, used, p, POINTS, 3.0), channels.factors(tapped_value, ([0], [0]), p, EDGES, 5.0)
+    want = hand_made.factors(tapped, used, p, POINTS, 3.0), hand_made.factors(tapped_value, ([0], [0]), p, EDGES, 5.0)
     assert got.rest.size == 0 and [layer.leaf for layer in got.layers] == [0, 1]
     for k, layer in enumerate(got.layers):
         for term, place in ((0, 1), (1, 0)):  # terms are sorted by name

@@ -1,13 +1,13 @@
 """KFAC, KFAC* and block-diagonal Gauss-Newton against dense textbook versions of themselves."""
 
-import channels
 import equinox as eqx
+import hand_made
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from channels import draw, network
+from hand_made import draw, network
 from jax.flatten_util import ravel_pytree
 from small import edges, exact, grid, problem
 
@@ -52,12 +52,12 @@ def dense():
 
 
 def laplacian(p, x, e1, e2):
-    (_, _, second), inputs = channels.second_order(p, x, e1, e2, (1, 1))
+    (_, _, second), inputs = hand_made.second_order(p, x, e1, e2, (1, 1))
     return second, inputs
 
 
 def value(p, x, e1, e2):
-    (u, _, _), inputs = channels.second_order(p, x, e1, e2, (0, 0))
+    (u, _, _), inputs = hand_made.second_order(p, x, e1, e2, (0, 0))
     return u, inputs
 
 
@@ -65,8 +65,8 @@ def kronecker_pairs(q):
     """`[(L, R) of the boundary, of the interior]` of both layers, from hand-made taps."""
     p = UNRAVEL(q)
     terms = (
-        channels.factors(value, ([0], [0]), p, BOUNDARY, 4.0),
-        channels.factors(laplacian, ([0, 1, 2], [3]), p, INTERIOR, 1.0),
+        hand_made.factors(value, ([0], [0]), p, BOUNDARY, 4.0),
+        hand_made.factors(laplacian, ([0, 1, 2], [3]), p, INTERIOR, 1.0),
     )
     return [[term[k] for term in terms] for k in range(2)]
 

@@ -10,7 +10,7 @@ import products
 import pytest
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
-from small import POISSON, RITZ, RITZ_BATCH, edges, grid, network, partition, problem
+from small import POISSON, edges, grid, network, partition, problem
 
 import sciml_opt as so
 from sciml_opt.methods._variable_projection import CUT, TINY, last_layer
@@ -157,7 +157,7 @@ def test_minpack_scaling(dense, solve):
 
 def test_jacobi_scaling_of_the_smaller_matrix(dense):
     few = Dense(FEW)
-    for case, solve in ((few, "dual"), (few, "qr"), (dense, "primal")):
+    for case, solve in ((few, "dual"), (dense, "primal")):
         q, path, lam = case.start, [], 1e-2
         for _ in range(STEPS):
             J, r = case.J(q), case.r(q)
@@ -194,10 +194,11 @@ def test_hessian_free(dense):
 
 @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
 def test_subsampled_newton(dense, curvature):
+    sample = jax.jit(lambda step: dense.loss.subsample(jax.random.fold_in(jax.random.key(3), step), 0.5))
     hessian = jax.jit(jax.hessian(lambda q, loss: loss(dense.unravel(q))))
     q, path, lam, negative = dense.start, [], 1e-2, []
     for step in range(STEPS):
-        part = dense.loss.subsample(jax.random.fold_in(jax.random.key(3), step), 0.5)
+        part = sample(step)
         g = dense.J(q).T @ dense.r(q)
         if curvature == "gauss_newton":
             J = np.asarray(dense.any_J(q, part))
@@ -275,7 +276,7 @@ def test_the_last_branch_layer_of_a_deeponet_is_solved_for_at_once():
     after = ravel_pytree(params)[1](got[0][-1])
     c, unravel = ravel_pytree(linear(after))
     residual = lambda c: loss.residual(eqx.tree_at(linear, after, unravel(c)))
-    A, r = np.asarray(jax.jacfwd(residual)(c)), np.asarray(residual(c))
+    A, r = map(np.asarray, jax.jit(lambda c: (jax.jacfwd(residual)(c), residual(c)))(c))
     best = r - A @ np.linalg.lstsq(A, r, rcond=None)[0]
     assert bool(np.any(got[1].accepted))
     np.testing.assert_allclose(r @ r, best @ best, rtol=1e-9)
@@ -313,10 +314,8 @@ def test_plain_functions_against_scipy():
         np.testing.assert_allclose([solution.value["amplitude"], solution.value["rate"]], want, rtol=1e-6)
 
 
-def test_nonlinear_layers_and_energies_still_descend():
-    """Where the elimination is a Gauss-Newton step only, and where the loss is no least squares."""
+def test_where_the_elimination_is_a_gauss_newton_step_only():
     cubic = so.Term(lambda u, x: so.laplacian(u)(x) - u(x) ** 3 + 1.0)
     params, loss = problem(so.Objective(interior=cubic, boundary=POISSON.terms["boundary"]))
-    for loss_ in (loss, problem(RITZ, RITZ_BATCH)[1]):
-        _, info = runner(so.variable_projection(), loss_)(params)
-        assert np.all(np.diff(info.loss) <= 0) and info.accepted.sum() > 5
+    _, info = runner(so.variable_projection(), loss)(params)
+    assert np.all(np.diff(info.loss) <= 0) and info.accepted.sum() > 5
