@@ -13,6 +13,8 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:  # compiling is what the tests do: it halves the time
+    jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

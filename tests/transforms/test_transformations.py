@@ -1,4 +1,4 @@
-"""What transformations do beyond the common contract, `tests/test_contract.py`: chains, schedules, energies, errors."""
+"""What transformations do beyond the common contract, `tests/contract`: chains, schedules, energies, errors."""
 
 import functools
 
