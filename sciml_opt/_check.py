@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 
-def number(name: str, value: ArrayLike, *, above: float | None = None, at_least: float | None = None) -> Array:
+def number(
+    name: str,
+    value: ArrayLike,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+) -> Array:
     """A scalar as a floating array, so that a new value does not retrace."""
     array = jnp.asarray(value)
     if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.number):
@@ -21,8 +28,24 @@ def number(name: str, value: ArrayLike, *, above: float | None = None, at_least:
             raise ValueError(f"{name} must be greater than {above}, got {value}.")
         if at_least is not None and not array >= at_least:
             raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+        if below is not None and not array < below:
+            raise ValueError(f"{name} must be less than {below}, got {value}.")
     dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace
+
+
+def schedule(name: str, value: ArrayLike | Callable, **limits: float) -> jax.tree_util.Partial:
+    """A number (within the limits of `number`), or a function of the step, as a pytree over its numbers."""
+    if isinstance(value, jax.tree_util.Partial):  # one in another would hide its numbers, and retrace
+        return value
+    if callable(value):
+        return jax.tree_util.Partial(value)
+    return jax.tree_util.Partial(_constant, number(name, value, **limits))
+
+
+def _constant(value: Array, step: Array) -> Array:
+    del step
+    return value
 
 
 def count(name: str, value: Any) -> int:

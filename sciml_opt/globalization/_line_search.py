@@ -35,7 +35,7 @@ def grid_search(
     values = lax.map(lambda eta: loss(tree_add(params, tree_scale(eta, direction))), sizes)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
     best = jnp.argmin(values)
-    better = values[best] < value
+    better = jnp.isfinite(value) & (values[best] < value)
     step_size = jnp.where(better, sizes[best], jnp.zeros_like(sizes[0]))
     return LineSearch(step_size, jnp.where(better, values[best], value), jnp.int32(halvings + 1), jnp.int32(0))
 
@@ -64,7 +64,8 @@ def armijo_search(
         return loss(tree_add(params, tree_scale(eta, direction)))
 
     def passes(eta, trial_value):
-        return jnp.isfinite(trial_value) & (trial_value <= value + sufficient * eta * slope) & (trial_value < value)
+        decreases = (trial_value <= value + sufficient * eta * slope) & (trial_value < value)
+        return jnp.isfinite(value) & jnp.isfinite(trial_value) & decreases
 
     def search(carry):
         eta, trial_value, count = carry

@@ -81,7 +81,7 @@ def strong_wolfe_search(
         return _State(low, high, _between(low, high), state.trials + 1, done)
 
     start = _Point(0 * one, value, slope)
-    first = _State(start, _Point(jnp.inf * one, value, slope), one, jnp.int32(0), ~(slope < 0))
+    first = _State(start, _Point(jnp.inf * one, value, slope), one, jnp.int32(0), ~(slope < 0) | ~jnp.isfinite(value))
     last = lax.while_loop(search, body, first)
     return LineSearch(last.low.eta, last.low.value, 2 * last.trials, jnp.int32(0))
 

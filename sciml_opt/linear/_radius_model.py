@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from .._tree import ravel, tree_size, unravel
 from ..linearization import StructuredJacobian
+from ._cg import positive_norm
 from ._random_projections import cosine_projection, count_sketch
 
 SECULAR_STEPS = 50
@@ -115,16 +116,14 @@ class RadiusModel(eqx.Module):
 
         def newton(_, damping):
             s = self._coordinates(damping)
-            length = jnp.linalg.norm(s)
-            slope = jnp.sum(s**2 * _inverse(self.squares + damping)) / jnp.maximum(length, self._tiny)
-            change = (length - radius) / jnp.maximum(slope, self._tiny) * (length / radius)
+            length = positive_norm(s)
+            u = s / length  # whose squares do not overflow
+            slope = jnp.sum(u**2 * _inverse(self.squares + damping))
+            change = (1 - radius / length) * (length / radius) / jnp.where(slope > 0, slope, 1)
             return jnp.maximum(damping + jnp.where(jnp.isfinite(change), change, 0), 0)
 
-        return lax.fori_loop(0, SECULAR_STEPS, newton, self._tiny)
-
-    @property
-    def _tiny(self) -> Array:
-        return jnp.asarray(jnp.finfo(self.squares.dtype).tiny, self.squares.dtype)
+        start = jnp.finfo(self.squares.dtype).eps ** 2  # squares below it are rounding
+        return lax.fori_loop(0, SECULAR_STEPS, newton, jnp.asarray(start, self.squares.dtype))
 
     def _coordinates(self, damping: Scalar) -> Array:
         return self._gradient * _inverse(self.squares + damping)

@@ -13,7 +13,7 @@ from .._check import count, number
 from .._tree import tree_add, tree_dtype, tree_norm, unravel
 from ..linear import positive_norm
 from ._hessian import expand
-from ._method import AbstractMethod, StepInfo
+from ._method import AbstractMethod, StepInfo, keep, quotient
 
 
 class _Lanczos(NamedTuple):
@@ -160,8 +160,8 @@ class AdaptiveCubicMethod(AbstractMethod):
         step_norm = tree_norm(s)
 
         trial = loss(tree_add(params, s))
-        gain_ratio = (value - trial) / found.predicted
-        accepted = jnp.isfinite(trial) & (trial < value) & (gain_ratio > 0.1)
+        gain_ratio = quotient(value - trial, found.predicted)
+        accepted = jnp.isfinite(value) & jnp.isfinite(trial) & (trial < value) & (gain_ratio > 0.1)
         factor = jnp.where(gain_ratio > 0.9, 0.5, jnp.where(gain_ratio >= 0.1, 1.0, 10.0)).astype(g.dtype)
         eps = jnp.finfo(g.dtype).eps
         weight = jnp.clip(factor * sigma, eps * size, size / eps**2)  # outside, all steps are alike to rounding
@@ -179,11 +179,7 @@ class AdaptiveCubicMethod(AbstractMethod):
             gradients=1,
             products=space.steps,
             iterations=space.steps,
-            linear_residual=space.residual * jnp.abs(found.step[space.steps - 1]) / grad_norm,
+            linear_residual=quotient(space.residual * jnp.abs(found.step[space.steps - 1]), grad_norm),
         )
         update = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, jnp.zeros_like(leaf)), s)
-        return update, AdaptiveCubicState(
-            weight=jnp.where(started, weight, state.weight),
-            steps=state.steps + started.astype(jnp.int32),
-            info=info,
-        )
+        return update, keep(started, AdaptiveCubicState(weight, state.steps + 1, info), state)

@@ -15,7 +15,7 @@ from ..globalization import Search, step_size_damping
 from ..linear import damped_cholesky
 from ..linearization import Linearization
 from ._gauss_newton import DampedState
-from ._method import AbstractMethod, Loss, StepInfo, search_info, searched
+from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, quotient, search_info, searched
 
 Blocks = Literal["layer", "leaf"]
 
@@ -49,7 +49,7 @@ class BlockDiagonalMethod(AbstractMethod):
         info = StepInfo.of(
             params,
             loss=lin.value,
-            gain_ratio=(lin.value - found.value) / predicted,
+            gain_ratio=quotient(lin.value - found.value, predicted),
             grad_norm=tree_norm(lin.grad),
             linearizations=1,
             clipped=lin.clipped,
@@ -57,7 +57,7 @@ class BlockDiagonalMethod(AbstractMethod):
             **search_info(found, direction),
         )
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
-        return update, DampedState(damping, state.steps + 1, info)
+        return update, keep(lin_is_finite(lin), DampedState(damping, state.steps + 1, info), state)
 
 
 def blocks_of(params: PyTree, blocks: Blocks) -> list[Int[np.ndarray, " _"]]:
@@ -92,6 +92,6 @@ def _direction(
         direction = direction.at[entries].set(d)
         error = error.at[entries].set(gram @ d + used * d + grad[entries])
         largest, rungs = jnp.maximum(largest, used), [*rungs, rung]
-    residual = jnp.linalg.norm(error) / jnp.linalg.norm(grad)
+    residual = quotient(jnp.linalg.norm(error), jnp.linalg.norm(grad))
     report = {"damping": largest, "rung": jnp.max(jnp.stack(rungs)), "linear_residual": residual}
     return unravel(direction, lin.grad), report

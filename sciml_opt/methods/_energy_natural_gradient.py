@@ -8,12 +8,12 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from .._check import number, one_of
 from .._tree import tree_dtype
-from ..globalization import Search, step_size_damping
+from ..globalization import step_size_damping
 from ..linear import Solve
 from ..linearization import Linearization
 from ..objective import BoundObjective, Metric
 from ._gauss_newton import DampedState, gauss_newton_direction
-from ._method import AbstractMethod, Loss, StepInfo, line_search_step
+from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, line_search_step
 
 
 class EnergyNaturalGradientMethod(AbstractMethod):
@@ -28,7 +28,6 @@ class EnergyNaturalGradientMethod(AbstractMethod):
 
     init_damping: Array
     metric: Metric | None = eqx.field(static=True)
-    line_search: Search = eqx.field(static=True)
     solve: Solve = eqx.field(static=True)
 
     def __init__(
@@ -36,12 +35,10 @@ class EnergyNaturalGradientMethod(AbstractMethod):
         init_damping: ArrayLike = 1e-2,
         *,
         metric: Metric | None = None,
-        line_search: Search = "grid",
         solve: Solve = "auto",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
         self.metric = metric
-        self.line_search = one_of("line_search", line_search, get_args(Search))
         self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> DampedState:
@@ -54,8 +51,8 @@ class EnergyNaturalGradientMethod(AbstractMethod):
             J = loss.pull_back(self.metric, params)
             measured = Linearization(lin.value, lin.grad, None, J, lin.clipped)
         direction, factor, solved = gauss_newton_direction(measured, state.damping, False, self.solve)
-        update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
+        update, info = line_search_step(loss, params, lin, direction, factor, solved, "grid")
         if self.metric is not None:
             info = info._replace(linearizations=info.linearizations + 1)
         damping = step_size_damping(state.damping, info.step_size, shrink=10.0, growth=4.0)
-        return update, DampedState(damping, state.steps + 1, info)
+        return update, keep(lin_is_finite(lin), DampedState(damping, state.steps + 1, info), state)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import tree_dtype, tree_size
+from .._tree import tree_dot, tree_dtype, tree_norm, tree_scale, tree_size, tree_where
 from ..globalization import Search, step_size_damping
 from ..linear import DampedSolve, Solve, Solved, factorize
 from ..linearization import Linearization
-from ._method import AbstractMethod, Loss, StepInfo, line_search_step
+from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, line_search_step, quotient, solution
 
 GaussNewtonScaling = Literal["identity", "marquardt", "jacobi"]
 
@@ -30,11 +30,9 @@ def gauss_newton_direction(
 
     Returns it with the factorisation and the report of the solve.
     """
-    residual = lin.residual
-    factor = factorize(
-        lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve, residual_form=residual is not None
-    )
-    solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
+    form = lin.residual is not None
+    factor = factorize(lin.jacobian, damping, relative=True, marquardt=marquardt, solve=solve, residual_form=form)
+    solved = solution(factor, lin)
     return jax.tree.map(jnp.negative, solved.value), factor, solved
 
 
@@ -43,6 +41,8 @@ def jacobi_direction(lin: Linearization, damping: Scalar, solve: Solve) -> tuple
 
     N < P:  (W J J^T W + lambda I) y = W r,  d = -J^T W y,      W = diag(J J^T)^-1/2
     else:   (J^T J + lambda D) d = -J^T r,                      D = diag(J^T J)
+
+    The first one is a step for the residual `W r`, and may point uphill for `r`: then it is `-grad`, of its length.
     """
     residual, count = lin.residual, lin.jacobian.out_structure().shape[0]
     if residual is None or count >= tree_size(lin.grad):
@@ -51,7 +51,10 @@ def jacobi_direction(lin: Linearization, damping: Scalar, solve: Solve) -> tuple
     W = 1 / jnp.where(norms == 0, jnp.ones_like(norms), norms)
     factor = factorize(lin.jacobian.row_scaled(W), damping, solve=solve)
     solved = factor.solve_residual(W * residual)
-    return jax.tree.map(jnp.negative, solved.value), factor, solved
+    descends = tree_dot(solved.value, lin.grad) > 0
+    length = quotient(tree_norm(solved.value), tree_norm(lin.grad))
+    direction = tree_where(descends, solved.value, tree_scale(length, lin.grad))
+    return jax.tree.map(jnp.negative, direction), factor, solved
 
 
 class GaussNewtonMethod(AbstractMethod):
@@ -97,4 +100,4 @@ class GaussNewtonMethod(AbstractMethod):
             )
         update, info = line_search_step(loss, params, lin, direction, factor, solved, self.line_search)
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
-        return update, DampedState(damping, state.steps + 1, info)
+        return update, keep(lin_is_finite(lin), DampedState(damping, state.steps + 1, info), state)

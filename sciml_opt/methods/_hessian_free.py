@@ -8,9 +8,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number
-from .._tree import ravel, tree_add, tree_all_finite, tree_dot, tree_dtype, tree_norm, tree_where, unravel
+from .._tree import ravel, tree_add, tree_dot, tree_dtype, tree_norm, unravel
 from ..linear import conjugate_gradient
-from ._method import AbstractMethod, Loss, StepInfo
+from ._method import AbstractMethod, Loss, StepInfo, keep, quotient
 
 MOST_ITERATIONS = 250
 DECAY = 0.95  # of the last solution as the first iterate
@@ -35,11 +35,11 @@ class HessianFreeMethod(AbstractMethod):
     """
 
     init_damping: Array
-    rtol: Array
+    cg_rtol: Array
 
-    def __init__(self, init_damping: ArrayLike = 0.1, *, rtol: ArrayLike = 1e-4):
+    def __init__(self, init_damping: ArrayLike = 0.1, *, cg_rtol: ArrayLike = 1e-4):
         self.init_damping = number("init_damping", init_damping, above=0)
-        self.rtol = number("rtol", rtol, above=0)
+        self.cg_rtol = number("cg_rtol", cg_rtol, above=0)
 
     def init(self, params: PyTree) -> HessianFreeState:
         one = jnp.ones((), tree_dtype(params))
@@ -54,22 +54,26 @@ class HessianFreeMethod(AbstractMethod):
         def curvature(v: Array) -> Array:
             return ravel(J.rmv(J.mv(unravel(v, params)))) + damping * v
 
+        g, guess = ravel(lin.grad), DECAY * ravel(state.direction)
+        lower = jnp.vdot(g, guess) + 0.5 * jnp.vdot(guess, curvature(guess)) < 0  # than from zero, in the model
         found = conjugate_gradient(
             curvature,
-            -ravel(lin.grad),
-            guess=DECAY * ravel(state.direction),
-            rtol=self.rtol,
+            -g,
+            guess=jnp.where(lower, guess, 0),
+            rtol=self.cg_rtol,
             max_steps=MOST_ITERATIONS,
         )
-        direction = unravel(found.value, params)
+        usable = jnp.all(jnp.isfinite(found.value))
+        direction = unravel(jnp.where(usable, found.value, 0), params)
 
         trial = loss(tree_add(params, direction))
-        gain_ratio = (lin.value - trial) / (-tree_dot(lin.grad, direction) - 0.5 * jnp.sum(J.mv(direction) ** 2))
-        accepted = jnp.isfinite(trial) & (trial < lin.value)
+        predicted = -tree_dot(lin.grad, direction) - 0.5 * jnp.sum(J.mv(direction) ** 2)
+        gain_ratio = jnp.where(predicted > 0, quotient(lin.value - trial, predicted), 0)
+        started = jnp.isfinite(lin.value) & jnp.isfinite(damping)
+        accepted = started & jnp.isfinite(trial) & (trial < lin.value)
         update = jax.tree.map(lambda d: jnp.where(accepted, d, jnp.zeros_like(d)), direction)
         # written so that a trial that is not finite raises lambda
         factor = jnp.where(gain_ratio > 0.75, 2 / 3, jnp.where(gain_ratio >= 0.25, 1.0, 1.5)).astype(dtype)
-        started = jnp.isfinite(lin.value) & jnp.isfinite(damping) & tree_all_finite(direction)
         info = StepInfo.of(
             params,
             loss=lin.value,
@@ -81,15 +85,10 @@ class HessianFreeMethod(AbstractMethod):
             grad_norm=tree_norm(lin.grad),
             evaluations=1,
             linearizations=1,
-            products=found.iterations + 2,
+            products=found.iterations + 3,
             iterations=found.iterations,
             linear_residual=found.relative_residual,
             clipped=lin.clipped,
         )
-        return update, HessianFreeState(
-            damping=jnp.where(started, jnp.clip(damping * factor, 1e-20 * size, 1e6 * size), state.damping),
-            size=jnp.where(started, size, state.size),
-            direction=tree_where(started, direction, state.direction),
-            steps=state.steps + started.astype(jnp.int32),
-            info=info,
-        )
+        damping = jnp.clip(damping * factor, 1e-20 * size, 1e6 * size)
+        return update, keep(started, HessianFreeState(damping, size, direction, state.steps + 1, info), state)

@@ -24,7 +24,7 @@ from ..curvature import KroneckerFactors, KroneckerSum, kronecker_factors
 from ..globalization import nielsen_update, step_size_damping
 from ..linearization import Linearization
 from ..linearization._views import assemble
-from ._method import AbstractMethod, Loss, StepInfo, search_info, searched
+from ._method import AbstractMethod, Loss, StepInfo, keep, quotient, search_info, searched
 
 StepRule = Literal["line_search", "quadratic_model"]
 
@@ -75,8 +75,8 @@ class KfacMethod(AbstractMethod):
         step_rule: StepRule = "line_search",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
-        self.ema = number("ema", ema, at_least=0)
-        self.momentum = number("momentum", momentum, at_least=0)
+        self.ema = number("ema", ema, at_least=0, below=1)
+        self.momentum = number("momentum", momentum, at_least=0, below=1)
         self.step_rule = one_of("step_rule", step_rule, get_args(StepRule))
 
     def init(self, params: PyTree) -> KfacState:
@@ -110,9 +110,9 @@ class KfacMethod(AbstractMethod):
         else:
             tried, predicted = _quadratic_model_step(lin, direction, state.previous, damping)
             trial = loss(tree_add(params, tried))
-            accepted = jnp.isfinite(trial) & (trial < lin.value)
+            accepted = jnp.isfinite(lin.value) & jnp.isfinite(trial) & (trial < lin.value)
             update = previous = tree_where(accepted, tried, jax.tree.map(jnp.zeros_like, tried))
-            gain_ratio = (lin.value - trial) / predicted
+            gain_ratio = quotient(lin.value - trial, predicted)
             damping, growth = nielsen_update(damping, growth, gain_ratio, accepted, jnp.ones((), dtype))
             report |= {"trial_loss": trial, "accepted": accepted, "gain_ratio": gain_ratio, "evaluations": 1}
             report |= {"step_norm": tree_norm(tried), "products": 2}
@@ -129,7 +129,7 @@ class KfacMethod(AbstractMethod):
         previous = tree_where(accepted, previous, jax.tree.map(jnp.zeros_like, previous))  # a failure ends the momentum
         new = KfacState(averages, previous, damping, growth, state.steps + 1, info)
         started = jnp.isfinite(lin.value) & tree_all_finite(averages)  # a non-finite start changes nothing
-        return update, tree_where(started, new, state)._replace(info=info)
+        return update, keep(started, new, state)
 
 
 def _averages(factors: KroneckerFactors, params: PyTree) -> Averages:
@@ -165,7 +165,7 @@ def _precondition(
         damped = diagonal + damping * jnp.max(diagonal)
         pieces.append((factors.rest, jnp.where(damped > 0, -factors.rest.read(flat) / damped, 0)))
     norm = jnp.sqrt(jnp.sum(flat**2))
-    report = {"rung": rung, "linear_residual": jnp.sqrt(error) / norm}
+    report = {"rung": rung, "linear_residual": quotient(jnp.sqrt(error), norm)}
     return unravel(assemble(pieces, flat.size), grad), report
 
 

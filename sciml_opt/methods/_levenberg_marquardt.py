@@ -9,20 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
-from .._check import number, one_of
+from .._check import number, one_of, schedule
 from .._tree import (
-    second_derivative,
     tree_add,
     tree_all_finite,
     tree_dot,
     tree_dtype,
     tree_norm,
-    tree_scale,
-    tree_where,
 )
 from ..globalization import delayed_gratification_update, nielsen_update
 from ..linear import Solve, factorize, floored
-from ._method import AbstractMethod, Loss, StepInfo, solve_info
+from ._geodesic import geodesic_step
+from ._method import AbstractMethod, Loss, StepInfo, keep, quotient, solution, solve_info
 
 DampingRule = Literal["nielsen", "delayed_gratification", "fixed"]
 LevenbergMarquardtScaling = Literal["identity", "marquardt", "minpack"]
@@ -71,10 +69,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
         self.init_damping = number("init_damping", init_damping, above=0)
         self.acceleration_limit = number("acceleration_limit", acceleration_limit, above=0)
         self.rule = "fixed" if callable(damping_rule) else one_of("damping_rule", damping_rule, get_args(DampingRule))
-        self.schedule = None
-        if callable(damping_rule):  # a Partial in a Partial would hide its numbers in a new function, and retrace
-            partial = isinstance(damping_rule, jax.tree_util.Partial)
-            self.schedule = damping_rule if partial else jax.tree_util.Partial(damping_rule)
+        self.schedule = schedule("damping_rule", damping_rule) if callable(damping_rule) else None
         self.geodesic = geodesic
         self.scaling = one_of("scaling", scaling, get_args(LevenbergMarquardtScaling))
         self.solve = one_of("solve", solve, get_args(Solve))
@@ -107,27 +102,21 @@ class LevenbergMarquardtMethod(AbstractMethod):
             residual_form=lin.residual is not None,
         )
 
-        residual = lin.residual
-        solved = factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
-        solves = [solved]
-        v = step = jax.tree.map(jnp.negative, solved.value)
-        scaled = jax.tree.map(jnp.multiply, factor.scale, v)
+        solves = [solution(factor, lin)]
+        v = step = jax.tree.map(jnp.negative, solves[0].value)
         accelerated = jnp.zeros((), bool)
-        if self.geodesic and residual is not None:
-            solved = factor.solve_residual(second_derivative(loss.residual, params, v))
-            solves.append(solved)
-            a = jax.tree.map(jnp.negative, solved.value)
-            length = tree_dot(a, jax.tree.map(jnp.multiply, factor.scale, a))
+        if self.geodesic and lin.residual is not None:
             limit = self.acceleration_limit.astype(dtype)
-            accelerated = length <= limit**2 * tree_dot(v, scaled)  # false for a non-finite acceleration
-            step = tree_where(accelerated, tree_add(v, tree_scale(jnp.asarray(0.5, dtype), a)), v)
+            step, accelerated, solved = geodesic_step(loss, params, factor, v, limit)
+            solves.append(solved)
 
         trial = loss(tree_add(params, step))
+        scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
-        gain_ratio = (lin.value - trial) / predicted
-        accepted = jnp.isfinite(trial) & (trial < lin.value)
+        gain_ratio = quotient(lin.value - trial, predicted)
         # a non-finite start moves nothing, not even lambda
         started = jnp.isfinite(lin.value) & jnp.isfinite(damping) & tree_all_finite((size, columns))
+        accepted = started & jnp.isfinite(trial) & (trial < lin.value)
         growth = state.growth
         if self.rule == "nielsen":
             damping, growth = nielsen_update(factor.damping, growth, gain_ratio, accepted, size)
@@ -149,11 +138,5 @@ class LevenbergMarquardtMethod(AbstractMethod):
             clipped=lin.clipped,
             **solve_info(factor, *solves),
         )
-        return update, LevenbergMarquardtState(
-            damping=jnp.where(started, damping, state.damping),
-            growth=jnp.where(started, growth, state.growth),
-            size=jnp.where(started, size, state.size),
-            columns=tree_where(started, columns, state.columns),
-            steps=state.steps + started.astype(jnp.int32),
-            info=info,
-        )
+        new = LevenbergMarquardtState(damping, growth, size, columns, state.steps + 1, info)
+        return update, keep(started, new, state)

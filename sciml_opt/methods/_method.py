@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from .._tree import tree_dot, tree_dtype, tree_norm
+from .._tree import tree_dot, tree_dtype, tree_norm, tree_where
 from ..globalization import LineSearch, Search, line_search
 from ..linear import DampedSolve, Solved
 from ..linearization import Linearization
@@ -111,7 +111,7 @@ def line_search_step(
         params,
         loss=lin.value,
         damping=factor.damping,
-        gain_ratio=(lin.value - found.value) / predicted,
+        gain_ratio=quotient(lin.value - found.value, predicted),
         grad_norm=tree_norm(lin.grad),
         linearizations=1,
         clipped=lin.clipped,
@@ -142,6 +142,26 @@ def search_info(found: LineSearch, direction: PyTree) -> dict[str, Any]:
         "evaluations": found.evaluations,
         "gradients": found.gradients,
     }
+
+
+def keep(started: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """The state `new` after a finite start; otherwise `old`, which broken data thus leave usable, with the new info."""
+    return tree_where(started, new, old)._replace(info=new.info)
+
+
+def solution(factor: DampedSolve, lin: Linearization) -> Solved:
+    """`(J^T J + lambda D)^-1 grad`, in the residual form where there is a residual."""
+    return factor.solve_gradient(lin.grad) if lin.residual is None else factor.solve_residual(lin.residual)
+
+
+def lin_is_finite(lin: Linearization) -> Bool[Array, ""]:
+    """Whether there is something to start from."""
+    return jnp.isfinite(lin.value) & jnp.isfinite(tree_norm(lin.grad))
+
+
+def quotient(a: Scalar, b: Scalar) -> Scalar:
+    """`a / b`, and 0 where `b = 0`: no step was taken, or the gradient vanishes."""
+    return jnp.where(b == 0, jnp.zeros_like(a), a / jnp.where(b == 0, jnp.ones_like(b), b))
 
 
 def solve_info(factor: DampedSolve, *solved: Solved) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .._tree import tree_dtype, tree_norm, unravel
 from ..globalization import Search
 from ..linear import conjugate_gradient, minres
 from ._hessian import expand, forcing_term
-from ._method import AbstractMethod, StepInfo, search_info, searched
+from ._method import AbstractMethod, StepInfo, keep, quotient, search_info, searched
 
 Krylov = Literal["cg", "minres"]
 
@@ -36,7 +36,7 @@ class NewtonKrylovMethod(AbstractMethod):
     structured: ClassVar[bool] = False
 
     max_forcing: Array
-    max_steps: Int[Array, ""]
+    krylov_steps: Int[Array, ""]
     krylov: Krylov = eqx.field(static=True)
     line_search: Search = eqx.field(static=True)
 
@@ -45,11 +45,11 @@ class NewtonKrylovMethod(AbstractMethod):
         *,
         krylov: Krylov = "cg",
         max_forcing: ArrayLike = 0.1,
-        max_steps: int = 200,
+        krylov_steps: int = 200,
         line_search: Search = "armijo",
     ):
-        self.max_forcing = number("max_forcing", max_forcing, above=0)
-        self.max_steps = jnp.int32(count("max_steps", max_steps))
+        self.max_forcing = number("max_forcing", max_forcing, above=0, below=1)
+        self.krylov_steps = jnp.int32(count("krylov_steps", krylov_steps))
         self.krylov = one_of("krylov", krylov, get_args(Krylov))
         self.line_search = one_of("line_search", line_search, get_args(Search))
 
@@ -65,11 +65,11 @@ class NewtonKrylovMethod(AbstractMethod):
         largest = self.max_forcing.astype(g.dtype)
         forcing = forcing_term(state.forcing, grad_norm, state.grad_norm, largest)
         if self.krylov == "cg":
-            found = conjugate_gradient(product, -g, rtol=forcing, max_steps=self.max_steps)
+            found = conjugate_gradient(product, -g, rtol=forcing, max_steps=self.krylov_steps)
             negative_curvature = found.negative_curvature
             steepest = negative_curvature & (found.iterations == 1)
         else:
-            found = minres(product, -g, rtol=forcing, max_steps=self.max_steps)
+            found = minres(product, -g, rtol=forcing, max_steps=self.krylov_steps)
             negative_curvature = jnp.vdot(g, found.value) > 0
             steepest = jnp.zeros((), bool)
         slope = jnp.vdot(g, found.value)
@@ -88,17 +88,13 @@ class NewtonKrylovMethod(AbstractMethod):
         info = StepInfo.of(
             params,
             loss=value,
-            gain_ratio=(value - search.value) / predicted,
+            gain_ratio=quotient(value - search.value, predicted),
             grad_norm=grad_norm,
             products=found.iterations + 1,
             iterations=found.iterations,
-            linear_residual=tree_norm(g + Hd) / grad_norm,
+            linear_residual=quotient(tree_norm(g + Hd), grad_norm),
             rung=negative_curvature,
             **search_info(search, direction) | {"gradients": 1 + search.gradients},
         )
         started = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        return update, NewtonKrylovState(
-            forcing=jnp.where(started, forcing, state.forcing),
-            grad_norm=jnp.where(started, grad_norm, state.grad_norm),
-            info=info,
-        )
+        return update, keep(started, NewtonKrylovState(forcing, grad_norm, info), state)

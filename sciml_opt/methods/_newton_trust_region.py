@@ -13,7 +13,7 @@ from .._tree import tree_add, tree_dtype, tree_norm, unravel
 from ..globalization import trust_region_update
 from ..linear import positive_norm
 from ._hessian import expand, forcing_term
-from ._method import AbstractMethod, StepInfo
+from ._method import AbstractMethod, StepInfo, quotient
 
 
 class SteihaugStep(NamedTuple):
@@ -99,12 +99,12 @@ class NewtonTrustRegionMethod(AbstractMethod):
 
     init_radius: Array
     max_forcing: Array
-    max_steps: Int[Array, ""]
+    krylov_steps: Int[Array, ""]
 
-    def __init__(self, init_radius: ArrayLike = 1.0, *, max_forcing: ArrayLike = 0.1, max_steps: int = 200):
+    def __init__(self, init_radius: ArrayLike = 1.0, *, max_forcing: ArrayLike = 0.1, krylov_steps: int = 200):
         self.init_radius = number("init_radius", init_radius, above=0)
-        self.max_forcing = number("max_forcing", max_forcing, above=0)
-        self.max_steps = jnp.int32(count("max_steps", max_steps))
+        self.max_forcing = number("max_forcing", max_forcing, above=0, below=1)
+        self.krylov_steps = jnp.int32(count("krylov_steps", krylov_steps))
 
     def init(self, params: PyTree) -> NewtonTrustRegionState:
         dtype = tree_dtype(params)
@@ -118,14 +118,14 @@ class NewtonTrustRegionMethod(AbstractMethod):
         grad_norm = tree_norm(g)
         largest = self.max_forcing.astype(g.dtype)
         forcing = forcing_term(state.forcing, grad_norm, state.grad_norm, largest)
-        found = steihaug(product, g, state.radius, forcing, self.max_steps)
+        found = steihaug(product, g, state.radius, forcing, self.krylov_steps)
         s = unravel(found.step, params)
         step_norm = tree_norm(s)
 
         trial = loss(tree_add(params, s))
         predicted = -0.5 * jnp.vdot(found.step, g + found.residual)
-        gain_ratio = (value - trial) / predicted
-        accepted = jnp.isfinite(trial) & (trial < value) & (gain_ratio > 0.1)
+        gain_ratio = quotient(value - trial, predicted)
+        accepted = jnp.isfinite(value) & jnp.isfinite(trial) & (trial < value) & (gain_ratio > 0.1)
         least = jnp.finfo(g.dtype).eps * tree_norm(params)
         radius = trust_region_update(state.radius, gain_ratio, found.on_boundary, step_norm, least)
         started = jnp.isfinite(value) & (predicted > 0)  # neither a NaN nor a stationary start says what to trust
@@ -142,7 +142,7 @@ class NewtonTrustRegionMethod(AbstractMethod):
             gradients=1,
             products=found.iterations,
             iterations=found.iterations,
-            linear_residual=tree_norm(found.residual) / grad_norm,
+            linear_residual=quotient(tree_norm(found.residual), grad_norm),
             rung=found.negative_curvature,
         )
         update = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, jnp.zeros_like(leaf)), s)

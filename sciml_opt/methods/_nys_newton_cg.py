@@ -10,11 +10,11 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from .._check import count, number
-from .._tree import tree_dtype, tree_norm, tree_scale, tree_size, tree_where, unravel
+from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_scale, tree_size, tree_where, unravel
 from ..globalization import armijo_search
 from ..linear import Nystrom, conjugate_gradient, rayleigh_ritz
 from ._hessian import expand
-from ._method import AbstractMethod, StepInfo, search_info
+from ._method import AbstractMethod, StepInfo, keep, quotient, search_info
 
 
 class NysNewtonCGState(NamedTuple):
@@ -40,7 +40,7 @@ class NysNewtonCGMethod(AbstractMethod):
 
     damping: Array
     cg_rtol: Array
-    max_steps: Int[Array, ""]
+    krylov_steps: Int[Array, ""]
     rank: int = eqx.field(static=True)
     refresh: int = eqx.field(static=True)
     seed: int = eqx.field(static=True)
@@ -52,12 +52,12 @@ class NysNewtonCGMethod(AbstractMethod):
         rank: int = 60,
         refresh: int = 20,
         cg_rtol: ArrayLike = 1e-3,
-        max_steps: int = 1000,
+        krylov_steps: int = 1000,
         seed: int = 0,
     ):
         self.damping = number("damping", damping, above=0)
         self.cg_rtol = number("cg_rtol", cg_rtol, above=0)
-        self.max_steps = jnp.int32(count("max_steps", max_steps))
+        self.krylov_steps = jnp.int32(count("krylov_steps", krylov_steps))
         self.rank = count("rank", rank)
         self.refresh = count("refresh", refresh)
         self.seed = seed
@@ -87,7 +87,8 @@ class NysNewtonCGMethod(AbstractMethod):
             lambda: rayleigh_ritz(product, size, rank, g.dtype, key=key),
             lambda: Nystrom(state.vectors, state.eigenvalues, jnp.int32(0)),
         )
-        mu = self.damping.astype(g.dtype) * sketch.eigenvalues[0]
+        rounding = 10 * jnp.finfo(g.dtype).eps
+        mu = jnp.maximum(self.damping.astype(g.dtype), rounding) * sketch.eigenvalues[0]
         precondition = sketch.preconditioner(mu)
 
         def damped(v):
@@ -99,7 +100,7 @@ class NysNewtonCGMethod(AbstractMethod):
             preconditioner=precondition,
             guess=state.direction,
             rtol=self.cg_rtol,
-            max_steps=self.max_steps,
+            max_steps=self.krylov_steps,
         )
         # Without a step the iterate is the last direction, which says nothing about this gradient.
         stale = found.negative_curvature & (found.iterations == 1)
@@ -113,23 +114,18 @@ class NysNewtonCGMethod(AbstractMethod):
         moved = search.step_size > 0
         update = tree_where(moved, tree_scale(search.step_size, direction), jax.tree.map(jnp.zeros_like, direction))
         Hd, eta = product(d), search.step_size
-        started = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        started = jnp.isfinite(value) & jnp.isfinite(grad_norm) & tree_all_finite(sketch.eigenvalues)
         info = StepInfo.of(
             params,
             loss=value,
             damping=mu,
-            gain_ratio=(search.value - value) / (eta * (slope + 0.5 * eta * jnp.vdot(d, Hd))),
+            gain_ratio=quotient(search.value - value, eta * (slope + 0.5 * eta * jnp.vdot(d, Hd))),
             grad_norm=grad_norm,
             products=found.iterations + 2 + jnp.where(due, 2 * rank, 0),
             iterations=found.iterations,
-            linear_residual=tree_norm(g + Hd + mu * d) / grad_norm,
+            linear_residual=quotient(tree_norm(g + Hd + mu * d), grad_norm),
             rung=found.negative_curvature,
             **search_info(search, direction) | {"gradients": 1},
         )
-        return update, NysNewtonCGState(
-            vectors=jnp.where(started, sketch.vectors, state.vectors),
-            eigenvalues=jnp.where(started, sketch.eigenvalues, state.eigenvalues),
-            direction=jnp.where(started, d, state.direction),
-            steps=state.steps + started.astype(jnp.int32),
-            info=info,
-        )
+        new = NysNewtonCGState(sketch.vectors, sketch.eigenvalues, d, state.steps + 1, info)
+        return update, keep(started, new, state)

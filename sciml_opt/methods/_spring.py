@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
-from .._check import number, one_of
+from .._check import number, one_of, schedule
 from .._tree import tree_add, tree_all_finite, tree_dtype, tree_norm, tree_scale, tree_where
 from ..globalization import LineSearch, grid_search
 from ..linear import Solve, factorize
@@ -50,10 +50,8 @@ class SpringMethod(AbstractMethod):
         solve: Solve = "auto",
     ):
         self.learning_rate = None if learning_rate is None else number("learning_rate", learning_rate, above=0)
-        fixed = callable(damping) or number("damping", damping, above=0)
-        self.damping = Partial(damping) if callable(damping) else Partial(_constant, fixed)
-        self.momentum = number("momentum", momentum, at_least=0)
-        number("1 - momentum", 1 - self.momentum, above=0)
+        self.damping = schedule("damping", damping, above=0)
+        self.momentum = number("momentum", momentum, at_least=0, below=1)
         self.norm_constraint = number("norm_constraint", norm_constraint, above=0)
         self.solve = one_of("solve", solve, get_args(Solve))
 
@@ -100,12 +98,7 @@ class SpringMethod(AbstractMethod):
         return update, SpringState(momentum, state.steps + usable.astype(jnp.int32), info)
 
 
-def _constant(damping: Array, step: Int[Array, ""]) -> Array:
-    del step
-    return damping
-
-
 def _fixed_step(loss: Loss, params: PyTree, direction: PyTree, size: Scalar) -> LineSearch:
     """This step size, unless the loss is not finite there."""
     value = loss(tree_add(params, tree_scale(size, direction)))
-    return LineSearch(jnp.where(jnp.isfinite(value), size, 0 * size), value, jnp.int32(1), jnp.int32(0))
+    return LineSearch(jnp.where(jnp.isfinite(value), size, jnp.zeros_like(size)), value, jnp.int32(1), jnp.int32(0))

@@ -1,26 +1,21 @@
 """Subsampled Newton: the full gradient, curvature on a random part of the points."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, PyTree, Scalar
 
 from .._check import number, one_of
 from .._tree import ravel, tree_dot, tree_dtype, tree_norm, tree_scale, unravel
 from ..globalization import step_size_damping
 from ..linear import Solve, conjugate_gradient, factorize
-from ._method import AbstractMethod, Loss, StepInfo, search_info, searched, solve_info
+from ._gauss_newton import DampedState
+from ._method import AbstractMethod, Loss, StepInfo, keep, quotient, search_info, searched, solve_info
 
 Curvature = Literal["gauss_newton", "hessian"]
 RTOL, MOST_ITERATIONS = 1e-2, 100  # of conjugate gradients
-
-
-class SubsampledNewtonState(NamedTuple):
-    damping: Scalar  # relative to the size of the curvature
-    steps: Int[Array, ""]
-    info: StepInfo
 
 
 class SubsampledNewtonMethod(AbstractMethod):
@@ -55,11 +50,11 @@ class SubsampledNewtonMethod(AbstractMethod):
         self.solve = one_of("solve", solve, get_args(Solve))
         self.seed = seed
 
-    def init(self, params: PyTree) -> SubsampledNewtonState:
+    def init(self, params: PyTree) -> DampedState:
         damping = self.init_damping.astype(tree_dtype(params))
-        return SubsampledNewtonState(damping, jnp.int32(0), StepInfo.of(params))
+        return DampedState(damping, jnp.int32(0), StepInfo.of(params))
 
-    def step(self, loss: Any, params: PyTree, state: SubsampledNewtonState):  # a `Loss` with `subsample`
+    def step(self, loss: Any, params: PyTree, state: DampedState):  # a `Loss` with `subsample`
         value, grad = jax.value_and_grad(loss)(params)
         part = loss.subsample(jax.random.fold_in(jax.random.key(self.seed), state.steps), self.fraction)
         find = self._gauss_newton if self.curvature == "gauss_newton" else self._hessian
@@ -70,12 +65,13 @@ class SubsampledNewtonMethod(AbstractMethod):
         info = StepInfo.of(
             params,
             loss=value,
-            gain_ratio=(value - found.value) / predicted,
+            gain_ratio=quotient(value - found.value, predicted),
             grad_norm=tree_norm(grad),
             **searching | report | {"gradients": searching["gradients"] + 1},
         )
         damping = step_size_damping(state.damping, info.step_size, shrink=4.0, growth=4.0)
-        return update, SubsampledNewtonState(damping, state.steps + 1, info)
+        started = jnp.isfinite(value) & jnp.isfinite(info.grad_norm)
+        return update, keep(started, DampedState(damping, state.steps + 1, info), state)
 
     def _gauss_newton(self, part: Loss, params: PyTree, grad: PyTree, damping: Scalar):
         lin = part.linearize(params)

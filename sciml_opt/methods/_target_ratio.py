@@ -12,7 +12,7 @@ from .._check import count, number, one_of
 from .._tree import tree_add, tree_dtype, tree_norm
 from ..linear import RadiusModel
 from ..linearization import Linearization
-from ._method import AbstractMethod, Loss, StepInfo
+from ._method import AbstractMethod, Loss, StepInfo, keep
 
 Decomposition = Literal["svd", "gram"]
 SPAN = 3.0  # the trial radii reach from Delta / 3 to 3 Delta
@@ -99,24 +99,24 @@ class TargetRatioMethod(AbstractMethod):
         fallback = ~accepted & (passed > 0)
         radius = jnp.where(fallback, radii[jnp.maximum(passed - 1, 0)], radius)
         ratio, damping, step, value = lax.cond(fallback, lambda: trial(radius), lambda: (ratio, damping, step, value))
-        accepted = value < lin.value
-
-        started = jnp.isfinite(lin.value)  # a non-finite start moves nothing
-        log_damping = jnp.log10(jnp.maximum(damping, jnp.finfo(dtype).tiny))
+        started = jnp.isfinite(lin.value) & jnp.isfinite(model.unit)  # a non-finite start moves nothing
+        accepted = started & (value < lin.value)
+        log_damping = jnp.log10(jnp.maximum(damping, jnp.finfo(dtype).eps ** 2))  # less is none
+        # A rejection raises the damping of the next step by itself: it says nothing about the bottom.
         fast, slow = (
-            jnp.where(state.steps == 0, log_damping, (1 - rate) * mean + rate * log_damping).astype(dtype)
+            jnp.where(accepted, jnp.where(state.steps == 0, log_damping, (1 - rate) * mean + rate * log_damping), mean)
             for mean, rate in ((state.fast, FAST), (state.slow, SLOW))
         )
         late = state.late | ((state.steps >= TRAVEL) & (fast > slow))
         scale = jnp.maximum(tree_norm(params), 1)
         eps = jnp.finfo(dtype).eps
         new_radius = jnp.clip(jnp.where(accepted, radius, radii[0]), eps * scale, 1e3 * scale)
-        update = jax.tree.map(lambda s: jnp.where(accepted & started, s, jnp.zeros_like(s)), step)
+        update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
         info = StepInfo.of(
             params,
             loss=lin.value,
             trial_loss=value,
-            accepted=accepted & started,
+            accepted=accepted,
             damping=damping * model.unit**2,
             radius=radius,
             gain_ratio=ratio,
@@ -126,9 +126,8 @@ class TargetRatioMethod(AbstractMethod):
             linearizations=1,
             rung=fallback,
         )
-        moved = TargetRatioState(new_radius, fast, slow, late, state.steps + 1, info)
-        kept = state._replace(info=info)
-        return update, jax.tree.map(lambda new, old: jnp.where(started, new, old), moved, kept)
+        new = TargetRatioState(new_radius, fast, slow, late, state.steps + 1, info)
+        return update, keep(started, new, state)
 
     def _model(self, lin: Linearization, key: PRNGKeyArray) -> RadiusModel:
         if lin.residual is None:

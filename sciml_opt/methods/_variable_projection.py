@@ -11,11 +11,12 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import second_derivative, tree_add, tree_dot, tree_dtype, tree_norm, tree_scale, tree_where
+from .._tree import tree_add, tree_dot, tree_dtype, tree_norm, tree_where
 from ..globalization import nielsen_update
 from ..linear import DampedSolve, Solve, Solved, factorize
 from ..linearization import Linearization
-from ._method import AbstractMethod, StepInfo, solve_info
+from ._geodesic import geodesic_step
+from ._method import AbstractMethod, StepInfo, keep, quotient, solution, solve_info
 
 TINY = 1e-6  # the damping of the linear parameters, relative to that of the others
 CUT = 1e-14  # the damping of the elimination, relative to the largest diagonal entry of J_c^T J_c
@@ -72,15 +73,11 @@ class VariableProjectionMethod(AbstractMethod):
         factor, solved = damped_step(lin, damping, self.solve, scale=scale)
         solves = [solved]
         v = step = jax.tree.map(jnp.negative, solved.value)
-        scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         accelerated = jnp.zeros((), bool)
         if lin.residual is not None:
-            solved = factor.solve_residual(second_derivative(loss.residual, params, v))
+            limit = jnp.asarray(ACCELERATION_LIMIT, dtype)
+            step, accelerated, solved = geodesic_step(loss, params, factor, v, limit)
             solves.append(solved)
-            acceleration = jax.tree.map(jnp.negative, solved.value)
-            length = tree_dot(acceleration, jax.tree.map(jnp.multiply, factor.scale, acceleration))
-            accelerated = length <= ACCELERATION_LIMIT**2 * tree_dot(v, scaled)
-            step = tree_where(accelerated, tree_add(v, tree_scale(jnp.asarray(0.5, dtype), acceleration)), v)
 
         c, a = eqx.partition(tree_add(params, step), linear)
         reduced = loss.freeze(a)
@@ -93,10 +90,11 @@ class VariableProjectionMethod(AbstractMethod):
         trial = jnp.where(better, trial, reached.value)
         step = tree_where(better, eqx.combine(final, step), step)
 
+        scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
-        gain_ratio = (lin.value - trial) / predicted
-        accepted = jnp.isfinite(trial) & (trial < lin.value)
+        gain_ratio = quotient(lin.value - trial, predicted)
         started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
+        accepted = started & jnp.isfinite(trial) & (trial < lin.value)
         new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted, size)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
         info = StepInfo.of(
@@ -114,20 +112,14 @@ class VariableProjectionMethod(AbstractMethod):
             clipped=lin.clipped,
             **solve_info(factor, *solves),
         )
-        return update, VariableProjectionState(
-            damping=jnp.where(started, new_damping, state.damping),
-            growth=jnp.where(started, growth, state.growth),
-            size=jnp.where(started, size, state.size),
-            steps=state.steps + started.astype(jnp.int32),
-            info=info,
-        )
+        new = VariableProjectionState(new_damping, growth, size, state.steps + 1, info)
+        return update, keep(started, new, state)
 
 
 def damped_step(lin: Linearization, damping: Scalar, solve: Solve, **options: Any) -> tuple[DampedSolve, Solved]:
     """The factorisation of `J^T J + lambda D`, and its solution for the gradient."""
-    residual = lin.residual
-    factor = factorize(lin.jacobian, damping, solve=solve, residual_form=residual is not None, **options)
-    return factor, factor.solve_gradient(lin.grad) if residual is None else factor.solve_residual(residual)
+    factor = factorize(lin.jacobian, damping, solve=solve, residual_form=lin.residual is not None, **options)
+    return factor, solution(factor, lin)
 
 
 def chosen(linear: Callable[[PyTree], Any], params: PyTree) -> PyTree[bool]:

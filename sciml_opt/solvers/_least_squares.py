@@ -15,7 +15,7 @@ from ._adapter import MethodSolver
 class HessianFree(MethodSolver):
     """Hessian-free optimization (Gauss-Newton by conjugate gradients, Martens damping), as an optimistix solver.
 
-    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; `cg_rtol` is `rtol` of `so.hessian_free`, and
+    **Arguments:** `rtol`, `atol`, `norm` as in optimistix; the others as in `so.hessian_free`.
     `init_damping` as there.
 
     **Cost:** as `so.hessian_free`; for a plain function the Jacobian is dense, `min(N, P)` (co)tangent passes.
@@ -42,7 +42,7 @@ class HessianFree(MethodSolver):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
-        self.method = HessianFreeMethod(init_damping, rtol=cg_rtol)
+        self.method = HessianFreeMethod(init_damping, cg_rtol=cg_rtol)
 
 
 class VariableProjection(MethodSolver):

@@ -45,14 +45,14 @@ class NewtonKrylov(MethodMinimiser):
         *,
         krylov: Krylov = "cg",
         max_forcing: ArrayLike = 0.1,
-        max_steps: int = 200,
+        krylov_steps: int = 200,
         line_search: Search = "armijo",
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
         self.method = NewtonKrylovMethod(
-            krylov=krylov, max_forcing=max_forcing, max_steps=max_steps, line_search=line_search
+            krylov=krylov, max_forcing=max_forcing, krylov_steps=krylov_steps, line_search=line_search
         )
 
 
@@ -83,12 +83,12 @@ class NewtonTrustRegion(MethodMinimiser):
         *,
         init_radius: ArrayLike = 1.0,
         max_forcing: ArrayLike = 0.1,
-        max_steps: int = 200,
+        krylov_steps: int = 200,
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
-        self.method = NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, max_steps=max_steps)
+        self.method = NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, krylov_steps=krylov_steps)
 
 
 class AdaptiveCubic(MethodMinimiser):
@@ -154,12 +154,12 @@ class NysNewtonCG(MethodMinimiser):
         rank: int = 60,
         refresh: int = 20,
         cg_rtol: ArrayLike = 1e-3,
-        max_steps: int = 1000,
+        krylov_steps: int = 1000,
         seed: int = 0,
     ):
         self.rtol = number("rtol", rtol, at_least=0)
         self.atol = number("atol", atol, at_least=0)
         self.norm = norm
         self.method = NysNewtonCGMethod(
-            damping, rank=rank, refresh=refresh, cg_rtol=cg_rtol, max_steps=max_steps, seed=seed
+            damping, rank=rank, refresh=refresh, cg_rtol=cg_rtol, krylov_steps=krylov_steps, seed=seed
         )

@@ -2,6 +2,7 @@
 
 from ._adapter import bound_objective as bound_objective
 from ._adapter import info as info
+from ._adapter import require_gradient as require_gradient
 from ._adapter import step_infos as step_infos
 from ._adapter import to_transformation as to_transformation
 from ._kronecker import block_gauss_newton as block_gauss_newton

@@ -38,6 +38,12 @@ def _init(method: AbstractMethod, params: PyTree) -> Any:
 def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
     del value, extra_args
     loss: Loss = bound_objective(value_fn, params) if method.structured else any_function(value_fn, params)
+    require_gradient(updates, grad)
+    return method.step(loss, params, state)
+
+
+def require_gradient(updates: PyTree, grad: PyTree) -> None:
+    """Refuse updates that are seen not to be the gradient; without `grad` they are taken for it."""
     if grad is not None and not is_gradient(updates, grad):
         raise ValueError(
             "This method accepts or rejects whole steps, so `updates` must be the gradient itself: "
@@ -45,7 +51,6 @@ def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, v
             "jitted function (jit of tx.update alone makes two copies of the gradient). To precondition something "
             "else, use so.scale_by_gauss_newton."
         )
-    return method.step(loss, params, state)
 
 
 def bound_objective(value_fn: Any, params: PyTree) -> BoundObjective:

@@ -12,7 +12,7 @@ from ..methods._subsampled import Curvature
 from ._adapter import to_transformation
 
 
-def hessian_free(init_damping: ArrayLike = 0.1, *, rtol: ArrayLike = 1e-4) -> optax.GradientTransformationExtraArgs:
+def hessian_free(init_damping: ArrayLike = 0.1, *, cg_rtol: ArrayLike = 1e-4) -> optax.GradientTransformationExtraArgs:
     """Hessian-free optimization: Gauss-Newton by conjugate gradients, with Martens damping.
 
         (J^T J + lambda I) d = -grad L            by at most 250 iterations from 0.95 times the last d
@@ -26,8 +26,8 @@ def hessian_free(init_damping: ArrayLike = 0.1, *, rtol: ArrayLike = 1e-4) -> op
     **Arguments:**
 
     - `init_damping`: the first lambda, relative to the largest diagonal entry of `J^T J`.
-    - `rtol`: conjugate gradients stop when the residual has fallen to this part of the gradient. (Martens stops by the
-      progress of the quadratic model instead.)
+    - `cg_rtol`: conjugate gradients stop when the residual has fallen to this part of the gradient. (Martens stops by
+      the progress of the quadratic model instead.)
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
 
@@ -38,7 +38,7 @@ def hessian_free(init_damping: ArrayLike = 0.1, *, rtol: ArrayLike = 1e-4) -> op
 
     **Example:** as in `levenberg_marquardt`.
     """
-    return to_transformation(HessianFreeMethod(init_damping, rtol=rtol))
+    return to_transformation(HessianFreeMethod(init_damping, cg_rtol=cg_rtol))
 
 
 def subsampled_newton(
@@ -55,7 +55,7 @@ def subsampled_newton(
 
     with `S` drawn anew each step without replacement from every term (product terms are kept whole), an Armijo line
     search on the whole loss, and damping that follows the accepted step size. Carried from step to step: lambda and
-    the random key.
+    the number of steps (which seeds the sample).
 
     **Arguments:**
 

@@ -13,7 +13,7 @@ def newton_krylov(
     *,
     krylov: Krylov = "cg",
     max_forcing: ArrayLike = 0.1,
-    max_steps: int = 200,
+    krylov_steps: int = 200,
     line_search: Search = "armijo",
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method with inexact, matrix-free solves and a line search.
@@ -30,7 +30,7 @@ def newton_krylov(
     - `max_forcing`: the largest relative residual `eta`, below 1. The Hessian of a PINN is so ill-conditioned that a
       loose solve moves along few eigenvectors: on 2-D Poisson, after 400 steps, the error was 7 to 45 times smaller
       with 0.1 than with 0.5, for 1.7 times the products.
-    - `max_steps`: products a solve.
+    - `krylov_steps`: products a solve.
     - `line_search`: `"armijo"`, `"strong_wolfe"` or `"grid"`.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did (`rung` 1 for negative
@@ -52,12 +52,12 @@ def newton_krylov(
     ```
     """
     return to_transformation(
-        NewtonKrylovMethod(krylov=krylov, max_forcing=max_forcing, max_steps=max_steps, line_search=line_search)
+        NewtonKrylovMethod(krylov=krylov, max_forcing=max_forcing, krylov_steps=krylov_steps, line_search=line_search)
     )
 
 
 def newton_trust_region(
-    init_radius: ArrayLike = 1.0, *, max_forcing: ArrayLike = 0.1, max_steps: int = 200
+    init_radius: ArrayLike = 1.0, *, max_forcing: ArrayLike = 0.1, krylov_steps: int = 200
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method in a trust region (Steihaug-Toint).
 
@@ -79,7 +79,7 @@ def newton_trust_region(
 
     **Example:** as in `newton_krylov`.
     """
-    return to_transformation(NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, max_steps=max_steps))
+    return to_transformation(NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, krylov_steps=krylov_steps))
 
 
 def adaptive_cubic(init_weight: ArrayLike = 1.0, *, dimension: int = 40) -> optax.GradientTransformationExtraArgs:
@@ -116,7 +116,7 @@ def nys_newton_cg(
     rank: int = 60,
     refresh: int = 20,
     cg_rtol: ArrayLike = 1e-3,
-    max_steps: int = 1000,
+    krylov_steps: int = 1000,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """NysNewton-CG: damped Newton by conjugate gradients with a sketch of the Hessian as the preconditioner.
@@ -135,7 +135,7 @@ def nys_newton_cg(
     - `damping`: mu relative to the largest eigenvalue. It should exceed the most negative one, which shrinks with the
       loss: 1e-6 to 1e-8 were about equal on 2-D Poisson in float64.
     - `rank` of the sketch (at most the number of parameters); `refresh`, steps between two of them.
-    - `cg_rtol`, `max_steps`: relative residual and products of a solve.
+    - `cg_rtol`, `krylov_steps`: relative residual and products of a solve.
     - `seed` of the test matrices.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
@@ -149,5 +149,5 @@ def nys_newton_cg(
     **Example:** `so.fit(model, objective, [so.Phase(optax.lbfgs(), 2000), so.Phase(so.nys_newton_cg(), 1000)], ...)`
     """
     return to_transformation(
-        NysNewtonCGMethod(damping, rank=rank, refresh=refresh, cg_rtol=cg_rtol, max_steps=max_steps, seed=seed)
+        NysNewtonCGMethod(damping, rank=rank, refresh=refresh, cg_rtol=cg_rtol, krylov_steps=krylov_steps, seed=seed)
     )

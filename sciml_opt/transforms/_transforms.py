@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
-from .._check import number, one_of
+from .._check import one_of, schedule
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..globalization import Search
 from ..linear import Scaling, Solve, factorize
@@ -144,13 +144,8 @@ def scale_by_gauss_newton(
 
     **Example:** see the chain above.
     """
-    if not callable(damping):
-        schedule = jax.tree_util.Partial(_constant, number("damping", damping, at_least=0))
-    else:
-        partial = isinstance(damping, jax.tree_util.Partial)  # one in another would hide its numbers, and retrace
-        schedule = damping if partial else jax.tree_util.Partial(damping)
     preconditioner = _GaussNewtonPreconditioner(
-        damping=schedule,
+        damping=schedule("damping", damping, at_least=0),
         marquardt=one_of("scaling", scaling, get_args(Scaling)) == "marquardt",
         solve=one_of("solve", solve, get_args(Solve)),
     )
@@ -168,11 +163,6 @@ class _GaussNewtonPreconditioner(eqx.Module):
 class ScaleByGaussNewtonState(NamedTuple):
     steps: Int[Array, ""]
     info: StepInfo
-
-
-def _constant(number: Array, count: Int[Array, ""]) -> Array:
-    del count
-    return number
 
 
 def _init(preconditioner: _GaussNewtonPreconditioner, params: PyTree) -> ScaleByGaussNewtonState:

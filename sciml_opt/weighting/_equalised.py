@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from .._check import number
 from .._tree import tree_add, tree_dtype
 from ..objective import Objective
-from ..transforms import bound_objective
+from ..transforms import bound_objective, require_gradient
 
 
 class EqualisedState(NamedTuple):
@@ -40,6 +40,8 @@ def equalised(
     - `terms`: the objective, or the names of its terms.
     - `exponent`: how fast the weights follow; `floor`: the least weight, relative to the mean.
 
+    **Errors:** `ValueError` for a term that is not least squares, or if `updates` is not the gradient.
+
     **Returns:** an optax transformation whose `update` needs a bound objective as `value_fn`; its state has the
     `weights`. `so.info(state)` speaks of the weighted loss.
 
@@ -66,8 +68,11 @@ def _init(inner, names, params: PyTree) -> EqualisedState:
 def _update(
     inner, numbers, updates, state: EqualisedState, params=None, *, value_fn=None, value=None, grad=None, **extra
 ):
-    del updates, value, grad
+    del value
     loss = bound_objective(value_fn, params)
+    require_gradient(updates, grad)
+    if not loss.least_squares:
+        raise ValueError("equalised needs terms that cannot be negative: least squares in every one.")
     weighted = loss.reweighted(state.weights)
     value, grad = jax.value_and_grad(weighted)(params)
     given = {"value": value, "grad": grad, "value_fn": weighted}

@@ -216,7 +216,7 @@ def test_errors_say_what_to_do():
             tx = make()
             jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, grad=p, value_fn=loss), params)
     for make, message in (
-        (lambda: so.spring(momentum=1.0), "1 - momentum must be greater than 0"),
+        (lambda: so.spring(momentum=1.0), "momentum must be less than 1"),
         (lambda: so.spring(damping=0.0), "damping must be greater than 0"),
         (lambda: so.spring(solve="skecth"), "Did you mean 'sketch'"),
         (lambda: so.anagram(-1.0), "cutoff must be greater than 0"),

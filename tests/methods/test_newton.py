@@ -188,7 +188,7 @@ def test_against_the_textbook(name, fit):
 
 
 def test_minres_against_the_least_residual_over_the_krylov_space(fit):
-    method = NewtonKrylovMethod(krylov="minres", max_steps=8)  # later, Lanczos vectors are no longer orthogonal
+    method = NewtonKrylovMethod(krylov="minres", krylov_steps=8)  # later, Lanczos vectors are no longer orthogonal
     got, info = flat_path(fit_loss, method, start(), ONE)
     q, f, gH = fit[2]
     eta, old = None, None
@@ -207,7 +207,7 @@ def test_minres_against_the_least_residual_over_the_krylov_space(fit):
 
 
 def test_nys_newton_cg_against_the_textbook(fit):
-    method = NysNewtonCGMethod(1e-2, rank=8, refresh=4, cg_rtol=1e-3, max_steps=8)
+    method = NysNewtonCGMethod(1e-2, rank=8, refresh=4, cg_rtol=1e-3, krylov_steps=8)
     got, info = flat_path(fit_loss, method, start(), ONE)
     q, f, gH = fit[2]
     n, last = len(q), 0 * q

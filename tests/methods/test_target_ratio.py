@@ -182,6 +182,20 @@ def test_the_ball(seed, shape, decades):
         np.testing.assert_allclose(got, decrease, rtol=1e-6, atol=rounding)
 
 
+@pytest.mark.parametrize("smallest", [1e-9, 10**-12.6])
+def test_the_ball_in_float32(smallest):
+    """A long step of tiny singular values must not overflow, or the radius would be ignored."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=shape))[0] for shape in ((12, 7), (7, 7)))
+    J = ((U * np.geomspace(1, smallest, 7)) @ V.T).astype(np.float32)
+    r = (6e3 * rng.normal(size=12)).astype(np.float32)
+    operator = so.StructuredJacobian(jnp.asarray(J.T), jnp.zeros(7, jnp.float32))
+    model = RadiusModel.by_svd(operator, jnp.asarray(r))
+    for radius in (1e-3, 1.0, 30.0):
+        damping = model.damping(jnp.asarray(radius, jnp.float32))
+        np.testing.assert_allclose(model.length(damping), radius, rtol=1e-3)
+
+
 @pytest.mark.bad_input
 def test_errors():
     params, loss = problem(RITZ, RITZ_BATCH)
