@@ -230,19 +230,24 @@ def _adam(rate: float, decay: float) -> optax.GradientTransformation:
     return optax.adam(optax.exponential_decay(rate, 1000, decay))
 
 
-TARGETS: dict[str, tuple[Callable[[], Setting], str, float, float]] = {  # setting, method, budget, stop
-    "poisson2d": (lambda: standard("poisson2d"), "target_ratio", 5.0, 1e-13),
-    "heat1d": (lambda: standard("heat1d"), "target_ratio", 60.0, 1e-9),
-    "poisson5d": (poisson5d_target, "target_ratio", 200.0, 5e-10),
-    "burgers": (burgers_target, "target_ratio", 180.0, 0.0),
+def constant_weights(_: so.Objective) -> optax.GradientTransformation:
+    """Equalised terms give Burgers' equation up: its weight fell to the floor, and the error stayed at 3e-4."""
+    return so.target_ratio_trust_region()
+
+
+TARGETS: dict[str, tuple[Callable[[], Setting], str, Any, float, float]] = {  # setting, method, budget, stop
+    "poisson2d": (lambda: standard("poisson2d"), "target_ratio", METHODS["target_ratio"].make, 5.0, 1e-13),
+    "heat1d": (lambda: standard("heat1d"), "target_ratio", METHODS["target_ratio"].make, 60.0, 1e-9),
+    "poisson5d": (poisson5d_target, "target_ratio", METHODS["target_ratio"].make, 200.0, 5e-10),
+    "burgers": (burgers_target, "target_ratio, constant weights", constant_weights, 180.0, 2e-5),
 }
 
 
 def targets(store: Store, problems: list[str]) -> None:
     for problem in problems:
         if problem in TARGETS:
-            setting, method, budget, stop = TARGETS[problem]
-            sweep(store, f"targets/{problem}/{method}", setting(), METHODS[method].make, budget, stop)
+            setting, method, make, budget, stop = TARGETS[problem]
+            sweep(store, f"targets/{problem}/{method}", setting(), make, budget, stop)
 
 
 def equalisation(store: Store, problems: list[str]) -> None:
