@@ -31,7 +31,8 @@ class StepInfo(NamedTuple):
     **Fields:**
 
     - `loss` before the step; `trial_loss` at the point that was tried last; `accepted`, whether the parameters moved.
-    - `damping`, lambda as it was used, or the weight of a regularisation; `radius` of a trust region.
+    - `damping`, lambda as it was used (of KFAC relative to its factors), or the weight of a regularisation; `radius` of
+      a trust region.
     - `gain_ratio`, actual over predicted decrease; `step_size` of the line search; `step_norm` (of the step that was
       tried) and `grad_norm`, Euclidean; `accelerated`, whether the geodesic correction was used.
     - Work: `evaluations` of the loss at trial points, `gradients` beyond those of the linearizations, `linearizations`,

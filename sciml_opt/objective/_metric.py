@@ -27,6 +27,8 @@ class Metric(eqx.Module):
       the divergence from the present prediction, `lambda m, x: KL(p(. | stop_gradient(m)) || p(. | m))`.
     - `terms`: the terms on whose points it is measured, by default all.
 
+    The functions are static data: they may close over constants, not over arrays that change.
+
     **Example:**
 
     ```python

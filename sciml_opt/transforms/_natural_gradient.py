@@ -108,7 +108,8 @@ def spring(
       equation ended at about 5e-6 with 1e-7, and at 3e-7 in most runs with 1e-13, after 600 steps in float64.
     - `momentum`: `mu` in `[0, 1)`. The paper tunes 0.06 to 0.94 with the line search, 0.8 to 0.98 with a fixed learning
       rate and fresh points.
-    - `norm_constraint`: `C`, of the fixed learning rate only; `jnp.inf` for none.
+    - `norm_constraint`: `C`, of the fixed learning rate only (also without momentum, where the paper has none);
+      `jnp.inf` for none.
     - `solve`: as in `levenberg_marquardt`. The paper's are `"dual"`, exact; `"nystrom"`, conjugate gradients; and
       `"sketch"`, a Nystrom approximation of `J J^T` in its place, which needs a larger damping.
 

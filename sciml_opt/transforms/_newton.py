@@ -96,7 +96,7 @@ def adaptive_cubic(init_weight: ArrayLike = 1.0, *, dimension: int = 40) -> opta
 
     - `init_weight`: the first sigma, relative to the largest entry of the tridiagonal matrix (about the largest
       eigenvalue of `H`): a step of length 1 is damped by that much.
-    - `dimension`: `m`, the number of Lanczos vectors; all are used.
+    - `dimension`: `m`, the number of Lanczos vectors, unless the space is exhausted before.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did (sigma as `damping`).
 
@@ -124,11 +124,11 @@ def nys_newton_cg(
         (H + mu I) d = -g,      mu = damping * (largest eigenvalue of the sketch),      step = (Armijo step size) d
 
     Made for the last phase, after Adam and L-BFGS. Carried from step to step: the sketch, made anew every `refresh`
-    steps, and the direction, from which the next solve starts. Three things differ from the paper. There mu is
-    absolute, 1e-5 to 1e-1, and means something else for every weight of the loss. There the sketch is a Nystrom
-    approximation, which an indefinite Hessian breaks; here it approximates `|H|` by Ritz values, for twice the
-    products (`sciml_opt.linear.rayleigh_ritz`). And where conjugate gradients meet negative curvature at once, the
-    direction is `-(U |Lambda| U^T + mu)^-1 g`, of the sketch alone.
+    steps, and the direction, from which the next solve starts. Four things differ from the paper. There mu is
+    absolute, 1e-5 to 1e-1, and means something else for every weight of the loss. There conjugate gradients go on to
+    1e-16, here to `cg_rtol`. There the sketch is a Nystrom approximation, which an indefinite Hessian breaks; here it
+    approximates `|H|` by Ritz values, for twice the products (`sciml_opt.linear.rayleigh_ritz`). And where conjugate
+    gradients meet negative curvature at once, the direction is the preconditioned gradient.
 
     **Arguments:**
 

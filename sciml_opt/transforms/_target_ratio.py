@@ -24,8 +24,9 @@ def target_ratio_trust_region(
         Delta = where the running minimum of rho falls below the target
 
     One decomposition of `J` serves all radii. A small target travels fast: most of the predicted decrease may be lost
-    as long as the loss falls. Once the damping has bottomed out (its logarithm, averaged over 10 steps, no longer below
-    the average over 30) the late target takes its place, and the iteration converges.
+    as long as the loss falls. Once the damping has bottomed out (its logarithm, averaged over 10 accepted steps, no
+    longer below the average over 30, after 60 steps at the earliest) the late target takes its place, and the iteration
+    converges. It needs fixed points, and several times more of them than parameters.
     A step is taken only if it decreases the loss. Carried from step to step: the radius, the averages, the phase.
 
     **Arguments:**
@@ -46,8 +47,8 @@ def target_ratio_trust_region(
 
     Source: Webb, Jerad and Cartis, arXiv:2607.02194; the interpolation and the change of the target are ours.
 
-    **Example:** with the terms equalised, as in the paper:
-    `so.equalised(so.target_ratio_trust_region(), objective)`.
+    **Example:** with the terms equalised, as in the paper, `so.equalised(so.target_ratio_trust_region(), objective)`;
+    without where one term is much harder than the others, and would be given up (a shock).
     """
     return to_transformation(
         TargetRatioMethod(
