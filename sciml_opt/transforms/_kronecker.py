@@ -28,8 +28,8 @@ def kfac(
     **Arguments:**
 
     - `init_damping`: the first lambda, relative to the mean diagonal entry of each factor (`a_k`, `b_k`).
-    - `ema`: in [0, 1), the weight of the past in the running averages of the factors, which start at the first ones (in the
-      paper at the identity, to which the loss sets no scale).
+    - `ema`: in [0, 1), the weight of the past in the running averages of the factors, which start at the first ones (in
+      the paper at the identity, to which the loss sets no scale).
     - `momentum`: of directions; a step without decrease ends it.
 
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did.
