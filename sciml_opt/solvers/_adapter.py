@@ -8,8 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar
 
+from .._check import number
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
 from ..methods import AbstractMethod, Loss
@@ -77,10 +78,18 @@ class _MethodFace(eqx.Module):
     start.
     """
 
-    rtol: eqx.AbstractVar[Array]
-    atol: eqx.AbstractVar[Array]
-    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
-    method: eqx.AbstractVar[AbstractMethod]
+    rtol: Array
+    atol: Array
+    norm: Callable[[PyTree], Scalar]
+    method: AbstractMethod
+
+    def __init__(
+        self, rtol: ArrayLike, atol: ArrayLike, norm: Callable[[PyTree], Scalar], method: AbstractMethod
+    ) -> None:
+        self.rtol = number("rtol", rtol, at_least=0)
+        self.atol = number("atol", atol, at_least=0)
+        self.norm = norm
+        self.method = method
 
     @abc.abstractmethod
     def _loss(self, fn: Callable, args: PyTree) -> Any: ...
@@ -108,32 +117,26 @@ class _MethodFace(eqx.Module):
         return y, aux, {"info": state.method.info}
 
 
-class MethodSolver(_MethodFace, optx.AbstractLeastSquaresSolver):
+class MethodSolver(_MethodFace, optx.AbstractLeastSquaresSolver):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A method as an optimistix least-squares solver.
 
     **Arguments:** `rtol`, `atol`, `norm` as in optimistix, kept as arrays so that another tolerance does not retrace;
-    subclasses add the numbers of their method.
+    `method`: an `AbstractMethod`. Subclasses give it by its numbers.
 
     **Options:** `objective`: a bound objective whose structured linearization replaces the dense Jacobian of `fn`; set
     by `so.least_squares`.
     """
 
-    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
-    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
-    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
-    method: eqx.AbstractVar[AbstractMethod]
+    __init__ = _MethodFace.__init__
 
     def _loss(self, fn, args) -> Loss:
         return _ResidualFunction(fn, args)
 
 
-class MethodMinimiser(_MethodFace, optx.AbstractMinimiser):
+class MethodMinimiser(_MethodFace, optx.AbstractMinimiser):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A method as an optimistix minimiser of any scalar function; arguments and options as in `MethodSolver`."""
 
-    rtol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
-    atol: eqx.AbstractVar[Array]  # pyright: ignore[reportIncompatibleVariableOverride]
-    norm: eqx.AbstractVar[Callable[[PyTree], Scalar]]
-    method: eqx.AbstractVar[AbstractMethod]
+    __init__ = _MethodFace.__init__
 
     def _loss(self, fn, args) -> Callable[[PyTree], Scalar]:
         return _ScalarFunction(fn, args)

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, PyTree, Scalar
+from jaxtyping import ArrayLike, PyTree, Scalar
 
-from .._check import number
 from ..linear import Solve
-from ..methods import AbstractMethod, HessianFreeMethod, VariableProjectionMethod
+from ..methods import HessianFreeMethod, VariableProjectionMethod
 from ._adapter import MethodSolver
 
 
@@ -25,11 +24,6 @@ class HessianFree(MethodSolver):
     **Example:** `so.least_squares(loss, so.HessianFree(rtol=1e-8, atol=1e-8), params)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -39,10 +33,8 @@ class HessianFree(MethodSolver):
         init_damping: ArrayLike = 0.1,
         cg_rtol: ArrayLike = 1e-4,
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = HessianFreeMethod(init_damping, cg_rtol=cg_rtol)
+        method = HessianFreeMethod(init_damping, cg_rtol=cg_rtol)
+        super().__init__(rtol, atol, norm, method)
 
 
 class VariableProjection(MethodSolver):
@@ -62,11 +54,6 @@ class VariableProjection(MethodSolver):
     ```
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -77,7 +64,5 @@ class VariableProjection(MethodSolver):
         init_damping: ArrayLike = 1e-2,
         solve: Solve = "qr",
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = VariableProjectionMethod(linear, init_damping=init_damping, solve=solve)
+        method = VariableProjectionMethod(linear, init_damping=init_damping, solve=solve)
+        super().__init__(rtol, atol, norm, method)

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, PyTree, Scalar
+from jaxtyping import ArrayLike, PyTree, Scalar
 
-from .._check import number
 from ..globalization import Search
 from ..methods import (
-    AbstractMethod,
     AdaptiveCubicMethod,
     NewtonKrylovMethod,
     NewtonTrustRegionMethod,
@@ -32,11 +30,6 @@ class NewtonKrylov(MethodMinimiser):
     **Example:** `optx.minimise(fn, so.NewtonKrylov(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -48,12 +41,10 @@ class NewtonKrylov(MethodMinimiser):
         krylov_steps: int = 200,
         line_search: Search = "armijo",
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = NewtonKrylovMethod(
+        method = NewtonKrylovMethod(
             krylov=krylov, max_forcing=max_forcing, krylov_steps=krylov_steps, line_search=line_search
         )
+        super().__init__(rtol, atol, norm, method)
 
 
 class NewtonTrustRegion(MethodMinimiser):
@@ -70,11 +61,6 @@ class NewtonTrustRegion(MethodMinimiser):
     **Example:** `optx.minimise(fn, so.NewtonTrustRegion(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -85,10 +71,8 @@ class NewtonTrustRegion(MethodMinimiser):
         max_forcing: ArrayLike = 0.1,
         krylov_steps: int = 200,
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, krylov_steps=krylov_steps)
+        method = NewtonTrustRegionMethod(init_radius, max_forcing=max_forcing, krylov_steps=krylov_steps)
+        super().__init__(rtol, atol, norm, method)
 
 
 class AdaptiveCubic(MethodMinimiser):
@@ -105,11 +89,6 @@ class AdaptiveCubic(MethodMinimiser):
     **Example:** `optx.minimise(fn, so.AdaptiveCubic(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -119,10 +98,8 @@ class AdaptiveCubic(MethodMinimiser):
         init_weight: ArrayLike = 1.0,
         dimension: int = 40,
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = AdaptiveCubicMethod(init_weight, dimension=dimension)
+        method = AdaptiveCubicMethod(init_weight, dimension=dimension)
+        super().__init__(rtol, atol, norm, method)
 
 
 class NysNewtonCG(MethodMinimiser):
@@ -139,11 +116,6 @@ class NysNewtonCG(MethodMinimiser):
     **Example:** `optx.minimise(fn, so.NysNewtonCG(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -157,9 +129,7 @@ class NysNewtonCG(MethodMinimiser):
         krylov_steps: int = 1000,
         seed: int = 0,
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = NysNewtonCGMethod(
+        method = NysNewtonCGMethod(
             damping, rank=rank, refresh=refresh, cg_rtol=cg_rtol, krylov_steps=krylov_steps, seed=seed
         )
+        super().__init__(rtol, atol, norm, method)

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, PyTree, Scalar
+from jaxtyping import ArrayLike, PyTree, Scalar
 
-from .._check import number
 from ..globalization import Search
 from ..linear import Solve
-from ..methods import AbstractMethod, GaussNewtonMethod, LevenbergMarquardtMethod
+from ..methods import GaussNewtonMethod, LevenbergMarquardtMethod
 from ..methods._gauss_newton import GaussNewtonScaling
 from ..methods._levenberg_marquardt import DampingRule, LevenbergMarquardtScaling, Schedule
 from ._adapter import MethodSolver
@@ -30,11 +29,6 @@ class LevenbergMarquardt(MethodSolver):
     **Example:** `optx.least_squares(residual, so.LevenbergMarquardt(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -48,10 +42,7 @@ class LevenbergMarquardt(MethodSolver):
         scaling: LevenbergMarquardtScaling = "identity",
         solve: Solve = "auto",
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = LevenbergMarquardtMethod(
+        method = LevenbergMarquardtMethod(
             init_damping,
             geodesic=geodesic,
             acceleration_limit=acceleration_limit,
@@ -59,6 +50,7 @@ class LevenbergMarquardt(MethodSolver):
             scaling=scaling,
             solve=solve,
         )
+        super().__init__(rtol, atol, norm, method)
 
 
 class GaussNewton(MethodSolver):
@@ -73,11 +65,6 @@ class GaussNewton(MethodSolver):
     **Example:** `optx.least_squares(residual, so.GaussNewton(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -89,7 +76,5 @@ class GaussNewton(MethodSolver):
         line_search: Search = "armijo",
         solve: Solve = "auto",
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = GaussNewtonMethod(init_damping, scaling=scaling, line_search=line_search, solve=solve)
+        method = GaussNewtonMethod(init_damping, scaling=scaling, line_search=line_search, solve=solve)
+        super().__init__(rtol, atol, norm, method)

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, PyTree, Scalar
+from jaxtyping import ArrayLike, PyTree, Scalar
 
-from .._check import number
-from ..methods import AbstractMethod, Decomposition, TargetRatioMethod
+from ..methods import Decomposition, TargetRatioMethod
 from ._adapter import MethodSolver
 
 
@@ -23,11 +22,6 @@ class TargetRatioTrustRegion(MethodSolver):
     **Example:** `optx.least_squares(residual, so.TargetRatioTrustRegion(rtol=1e-8, atol=1e-8), y0)`.
     """
 
-    rtol: Array
-    atol: Array
-    norm: Callable[[PyTree], Scalar]
-    method: AbstractMethod
-
     def __init__(
         self,
         rtol: ArrayLike,
@@ -42,10 +36,7 @@ class TargetRatioTrustRegion(MethodSolver):
         sketch_columns: int | None = None,
         seed: int = 0,
     ):
-        self.rtol = number("rtol", rtol, at_least=0)
-        self.atol = number("atol", atol, at_least=0)
-        self.norm = norm
-        self.method = TargetRatioMethod(
+        method = TargetRatioMethod(
             target,
             late_target,
             radii=radii,
@@ -54,3 +45,4 @@ class TargetRatioTrustRegion(MethodSolver):
             sketch_columns=sketch_columns,
             seed=seed,
         )
+        super().__init__(rtol, atol, norm, method)
