@@ -12,7 +12,6 @@ through dM/dtheta once. Whatever is used in any other way keeps dense rows, one 
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from ._biases import Bias, find_biases
 from ._program import REARRANGEMENTS, Program, bind, holds, read, run, trace
 from ._views import View, leaf_views, propagate
 
@@ -59,13 +59,6 @@ class Pair(NamedTuple):
     rights: tuple[int, ...]
     cotangent_left: bool
     biased: int  # the entry of a bias in its input: how many of the summed inputs belong to products with the bias
-
-
-class Bias(NamedTuple):
-    """The vector b in y_t = W z_t + b."""
-
-    dense: int  # its place among the dense arrays
-    along_rows: bool  # of W; else along its columns
 
 
 class Matrix(NamedTuple):
@@ -178,7 +171,8 @@ class Tapped:
             flat = None if view is None else View(view.reshape(-1))
             self.dense.append(Dense(flat, number, size, 2 * taps + position))
         shown = {key: found for key, found in pairs.items() if key[0] is not None}
-        biases = _biases(self._points, shown, self.dense)
+        vectors = {place: one.output for place, one in enumerate(self.dense) if one.view is not None}
+        biases = find_biases(self._points, shown, vectors)
         self.matrices = []
         for key, found in pairs.items():
             bias, biased = biases.get(key, (None, set()))
@@ -213,53 +207,6 @@ def _merge(found: list[tuple[int, int, bool]], biased: set[int], names: list) ->
         )
         for group in by_right.values()
     ]
-
-
-def _biases(program: Program, matrices: dict[Any, list[tuple[int, int, bool]]], dense: list[Dense]):
-    """For each matrix W the vector b that is added to products with it, `y_t = W z_t + b`, and to which of them.
-
-    Told by the derivative: the cotangent of b is the sum of the cotangents of these products, variable by variable.
-    """
-    names: list[Any] = program.outputs[1:]
-    addends = _addends(program)
-    found: dict[Any, tuple[Bias, set[int]]] = {}
-    for position, vector in enumerate(dense):
-        if vector.view is None:
-            continue
-        for key, along_rows in [(key, side) for key in matrices if key not in found for side in (True, False)]:
-            rest, products = addends(names[vector.output]), set()
-            for tap in [pair[not along_rows] for pair in matrices[key] if pair[2] == along_rows]:
-                parts = addends(names[tap])
-                if parts <= rest and names[tap].aval.size == names[vector.output].aval.size:
-                    rest, products = rest - parts, products | {tap}
-            if products and not rest:
-                found[key] = Bias(position, along_rows), products
-                break
-    return found
-
-
-def _addends(program: Program) -> Callable[[Any], Counter]:
-    """The variables whose sum a variable is, apart from its shape."""
-    made = {id(v): (eqn, operands) for eqn, operands in program.equations for v in eqn.outvars}
-    known: dict[int, Counter] = {}
-
-    def find(v) -> Counter:
-        eqn, operands = made.get(id(v), (None, []))
-        same_size = [o for o in operands if not isinstance(o, jex.Literal) and o.aval.size == v.aval.size]
-        if eqn is None or len(same_size) < len(operands) or not operands:
-            return Counter((id(v),))
-        if eqn.primitive.name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
-            return of(operands[0])
-        if eqn.primitive.name in ("add", "add_any"):
-            return of(operands[0]) + of(operands[1])
-        return Counter((id(v),))
-
-    def of(v) -> Counter:
-        if id(v) not in known:
-            known[id(v)] = find(v)
-        return known[id(v)]
-
-    return of
 
 
 class Hoist:

@@ -9,10 +9,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number
-from .._tree import tree_dtype, tree_norm, tree_scale, tree_size, tree_where, unravel
+from .._tree import tree_dtype, tree_norm, tree_size, unravel
 from ..globalization import LineSearch, grid_search
 from ..linear import SOLVES
-from ._method import AbstractMethod, Loss, StepInfo, search_info
+from ._method import AbstractMethod, Loss, StepInfo, residual_of, search_info, searched_update
 
 # Of the last cut-off, the largest first: it wins a tie, and a step without any decrease. They lean to small ones: with
 # symmetric factors (3, 1, 1/3; 10, 1, 1/10) poisson2d and heat1d ended at larger losses (two seeds each).
@@ -50,13 +50,9 @@ class AnagramMethod(AbstractMethod):
 
     def step(self, loss: Loss, params: PyTree, state: AnagramState) -> tuple[PyTree, AnagramState]:
         lin = loss.linearize(params)
-        if lin.residual is None:
-            raise ValueError(
-                "ANaGRAM needs least squares, every term 0.5 |z|^2; this loss has another outer function. "
-                "so.energy_natural_gradient takes it."
-            )
+        residual = residual_of(lin, "ANaGRAM")
         U, s, Vt = jnp.linalg.svd(lin.jacobian.as_matrix(), full_matrices=False)
-        inside = lin.residual @ U
+        inside = residual @ U
 
         def search(cutoff: Scalar) -> tuple[PyTree, LineSearch]:
             kept = (s >= cutoff * s[0]) & (s > 0)
@@ -68,8 +64,7 @@ class AnagramMethod(AbstractMethod):
         tried = lax.map(search, cutoffs)
         best = jnp.argmin(tried[1].value)
         direction, found = jax.tree.map(lambda leaf: leaf[best], tried)
-        moved = found.step_size > 0
-        update = tree_where(moved, tree_scale(found.step_size, direction), jax.tree.map(jnp.zeros_like, direction))
+        update = searched_update(found, direction)
 
         cutoff = cutoffs[best]
         info = StepInfo.of(

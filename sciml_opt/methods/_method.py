@@ -125,11 +125,15 @@ def line_search_step(
 def searched(
     loss: Callable[[PyTree], Scalar], params: PyTree, direction: PyTree, value: Scalar, grad: PyTree, search: Search
 ) -> tuple[PyTree, LineSearch]:
-    """The update `eta d` found by a line search along `d`; zero if there is none, or if `d` is not finite."""
+    """The update `eta d` found by a line search along `d`, see `searched_update`, and the search."""
     found = line_search(search, loss, params, direction, value, grad)
+    return searched_update(found, direction), found
+
+
+def searched_update(found: LineSearch, direction: PyTree) -> PyTree:
+    """`eta d`; zero if the search found no step, also where `d` is not finite."""
     moved = found.step_size > 0
-    update = jax.tree.map(lambda d: jnp.where(moved, found.step_size.astype(d.dtype) * d, jnp.zeros_like(d)), direction)
-    return update, found
+    return jax.tree.map(lambda d: jnp.where(moved, found.step_size.astype(d.dtype) * d, jnp.zeros_like(d)), direction)
 
 
 def search_info(found: LineSearch, direction: PyTree) -> dict[str, Any]:
@@ -153,6 +157,16 @@ def keep(started: Bool[Array, ""], new: Any, old: Any) -> Any:
 def solution(factor: DampedSolve, lin: Linearization) -> Solved:
     """`(J^T J + lambda D)^-1 grad`, in the residual form where there is a residual."""
     return factor.solve_gradient(lin.grad) if lin.residual is None else factor.solve_residual(lin.residual)
+
+
+def residual_of(lin: Linearization, method: str) -> Float[Array, " N"]:
+    """The residual, which a loss has whose every term is 0.5 |z|^2."""
+    if lin.residual is None:
+        raise ValueError(
+            f"{method} needs least squares, every term 0.5 |z|^2; this loss has another outer function. "
+            "so.energy_natural_gradient and so.gauss_newton take it."
+        )
+    return lin.residual
 
 
 def lin_is_finite(lin: Linearization) -> Bool[Array, ""]:

@@ -10,11 +10,11 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from .._check import count, number
-from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_scale, tree_size, tree_where, unravel
+from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_size, unravel
 from ..globalization import armijo_search
 from ..linear import Nystrom, conjugate_gradient, rayleigh_ritz
 from ._hessian import expand
-from ._method import AbstractMethod, StepInfo, keep, quotient, search_info
+from ._method import AbstractMethod, StepInfo, keep, quotient, search_info, searched_update
 
 
 class NysNewtonCGState(NamedTuple):
@@ -111,8 +111,7 @@ class NysNewtonCGMethod(AbstractMethod):
         direction = unravel(d, params)
         slope = jnp.vdot(g, d)
         search = armijo_search(loss, params, direction, value, slope, sufficient=0.1)
-        moved = search.step_size > 0
-        update = tree_where(moved, tree_scale(search.step_size, direction), jax.tree.map(jnp.zeros_like, direction))
+        update = searched_update(search, direction)
         Hd, eta = product(d), search.step_size
         started = jnp.isfinite(value) & jnp.isfinite(grad_norm) & tree_all_finite(sketch.eigenvalues)
         info = StepInfo.of(

@@ -13,7 +13,7 @@ from .._check import number, one_of, schedule
 from .._tree import tree_add, tree_all_finite, tree_dtype, tree_norm, tree_scale, tree_where
 from ..globalization import LineSearch, grid_search
 from ..linear import Solve, factorize
-from ._method import AbstractMethod, Loss, StepInfo, search_info, solve_info
+from ._method import AbstractMethod, Loss, StepInfo, residual_of, search_info, searched_update, solve_info
 
 
 class SpringState(NamedTuple):
@@ -61,16 +61,12 @@ class SpringMethod(AbstractMethod):
     def step(self, loss: Loss, params: PyTree, state: SpringState) -> tuple[PyTree, SpringState]:
         dtype = tree_dtype(params)
         lin = loss.linearize(params)
-        if lin.residual is None:
-            raise ValueError(
-                "SPRING and ENGD-W need least squares, every term 0.5 |z|^2; this loss has another outer function. "
-                "so.energy_natural_gradient takes it."
-            )
+        residual = residual_of(lin, "SPRING (ENGD-W)")
         damping = jnp.asarray(self.damping(state.steps)).astype(dtype)
         factor = factorize(lin.jacobian, damping, relative=True, solve=self.solve)
         mu = self.momentum.astype(dtype)
         decayed = tree_scale(mu, state.momentum)
-        solved = factor.solve_residual(lin.residual - lin.jacobian.mv(decayed))
+        solved = factor.solve_residual(residual - lin.jacobian.mv(decayed))
         phi = tree_add(decayed, solved.value)
 
         correction = 1 / jnp.sqrt(1 - mu ** (2 * (state.steps + 1)).astype(dtype))
@@ -80,8 +76,7 @@ class SpringMethod(AbstractMethod):
         else:
             longest = jnp.sqrt(self.norm_constraint.astype(dtype)) / tree_norm(phi)  # of phi itself, as published
             found = _fixed_step(loss, params, direction, jnp.minimum(self.learning_rate.astype(dtype), longest))
-        moved = found.step_size > 0
-        update = tree_where(moved, tree_scale(found.step_size, direction), jax.tree.map(jnp.zeros_like, direction))
+        update = searched_update(found, direction)
 
         info = StepInfo.of(
             params,

@@ -12,7 +12,7 @@ from .._check import count, number, one_of
 from .._tree import tree_add, tree_dtype, tree_norm
 from ..linear import RadiusModel
 from ..linearization import Linearization
-from ._method import AbstractMethod, Loss, StepInfo, keep
+from ._method import AbstractMethod, Loss, StepInfo, keep, residual_of
 
 Decomposition = Literal["svd", "gram"]
 SPAN = 3.0  # the trial radii reach from Delta / 3 to 3 Delta
@@ -130,15 +130,11 @@ class TargetRatioMethod(AbstractMethod):
         return update, keep(started, new, state)
 
     def _model(self, lin: Linearization, key: PRNGKeyArray) -> RadiusModel:
-        if lin.residual is None:
-            raise ValueError(
-                "The target-ratio trust region needs least squares in every term; for an energy use "
-                "so.energy_natural_gradient or so.gauss_newton."
-            )
+        residual = residual_of(lin, "The target-ratio trust region")
         if self.sketch_rows is not None or self.sketch_columns is not None:
-            return RadiusModel.sketched(lin.jacobian, lin.residual, key, self.sketch_rows, self.sketch_columns)
+            return RadiusModel.sketched(lin.jacobian, residual, key, self.sketch_rows, self.sketch_columns)
         by = RadiusModel.by_svd if self.decomposition == "svd" else RadiusModel.by_gram
-        return by(lin.jacobian, lin.residual)
+        return by(lin.jacobian, residual)
 
 
 def _crossing(radii: Float[Array, " n"], ratios: Float[Array, " n"], target: Scalar) -> tuple[Scalar, Int[Array, ""]]:

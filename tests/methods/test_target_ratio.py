@@ -200,7 +200,7 @@ def test_the_ball_in_float32(smallest):
 def test_errors():
     params, loss = problem(RITZ, RITZ_BATCH)
     tx = so.target_ratio_trust_region()
-    with pytest.raises(ValueError, match="needs least squares in every term"):
+    with pytest.raises(ValueError, match="needs least squares, every term"):
         jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, value_fn=loss), params)
     for make, message in (
         (lambda: so.target_ratio_trust_region(0.0), "target must be greater than 0"),
