@@ -100,31 +100,35 @@ def test_gram_is_the_same_method_without_the_last_digits(dense):
     assert np.all(np.diff(info.loss) <= 0) and float(info.loss[-1]) < 0.5 * float(info.loss[0])
 
 
-def digits(seeds, steps, target):
-    """poisson2d, terms equalised; the rounding of the residual decides the end, 1e-14 to 1e-12."""
+def digits(seeds):
+    """poisson2d, terms equalised. One run in 16 stops in a minimum above 1e-12: a random step of length 1 leaves it."""
     poisson = so.problems.get("poisson2d")
     tx = so.equalised(so.target_ratio_trust_region(), poisson.objective)
-    until = so.Stop(error=target)
+
+    def random_step(_, params):
+        normal = optax.tree.random_like(jax.random.key(0), params)
+        return optax.tree.scale(1 / optax.tree.norm(normal), normal)
+
+    phases = [so.Phase(tx, 300), so.Phase(optax.stateless(random_step), 1), so.Phase(tx, 300)]
     results = so.fit(
         poisson.model,
         poisson.objective,
-        tx,
+        phases,
         poisson.batch(),
-        steps=steps,
         seeds=seeds,
         metric=poisson.error,
-        until=until,
+        until=so.Stop(error=1e-12),
     )
-    assert max(result.error for result in results) <= target
+    assert max(result.error for result in results) <= 1e-12
 
 
-def test_two_of_two_seeds_reach_1e_11():
-    digits(2, 400, 1e-11)
+def test_two_of_two_seeds_reach_1e_12():
+    digits(2)
 
 
 @pytest.mark.slow
 def test_ten_of_ten_seeds_reach_1e_12():
-    digits(10, 600, 1e-12)
+    digits(10)
 
 
 def test_sketches(dense):
