@@ -132,7 +132,7 @@ class Runner:
         return params, state, jnp.int32(0), jnp.zeros(())
 
     def __call__(self, seed: int, budget: float, stop: float = 0.0, restart: float = math.inf) -> dict[str, Any]:
-        """Until the budget is spent or the error is at most `stop`; every `restart` seconds it begins anew elsewhere."""
+        """Until the budget is spent or the error is at most `stop`; every `restart` seconds from another start."""
         carry, steps, spent, chunk, error = self.start(seed), 0, 0.0, 1, math.inf
         restarts = 0
         seconds_to, steps_to = {}, {}
