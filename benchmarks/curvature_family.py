@@ -374,6 +374,7 @@ def show(store: Store) -> None:
     if runs := [row for key, row in rows.items() if key.startswith("digits/")]:
         show_digits(runs)
     show_equalisation({key: row for key, row in rows.items() if key.startswith("equalisation/")})
+    show_overview({name: groups[f"table/{name}"] for name in PROBLEMS if f"table/{name}" in groups})
     for group, methods in groups.items():
         adam = _median([row["error"] for row in methods.get("adam", [])])
         print(f"\n### {group}\n")
@@ -400,6 +401,24 @@ def show(store: Store) -> None:
             if "held_out_residual" in runs[0]:
                 pairs = [f"{row['residual']:.1e} / {row['held_out_residual']:.1e}" for row in runs]
                 print(f"\n{name}: root mean square of the residual, training / held-out points: {', '.join(pairs)}")
+
+
+def show_overview(table: dict[str, dict[str, list[dict]]]) -> None:
+    """Median (worst) of each method on each problem, bold where the median is below Adam's."""
+    names = list(dict.fromkeys(name for methods in table.values() for name in methods))
+    print("\n### Median (worst) error\n")
+    print("| method | " + " | ".join(table) + " |")
+    print("|---" * (len(table) + 1) + "|")
+    for name in names:
+        cells = []
+        for methods in table.values():
+            errors = [math.inf if row["error"] is None else row["error"] for row in methods.get(name, [])]
+            adam = _median([row["error"] for row in methods["adam"]])
+            text = f"{np.median(errors):.1e} ({max(errors):.0e})" if errors else ""
+            cells.append(f"**{text}**" if errors and np.median(errors) < adam else text)
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    nonfinite = sum(row["nonfinite"] for methods in table.values() for rows in methods.values() for row in rows)
+    print(f"\nNon-finite reports in {sum(len(r) for m in table.values() for r in m.values())} runs: {nonfinite}")
 
 
 def show_digits(rows: list[dict]) -> None:
