@@ -4,6 +4,7 @@
     python benchmarks/curvature_family.py targets        # the last digits, 5 seeds
     python benchmarks/curvature_family.py digits         # poisson2d to 1e-12 on 64 seeds, also after a random step
     python benchmarks/curvature_family.py equalisation   # Levenberg-Marquardt and Gauss-Newton, with and without
+    python benchmarks/curvature_family.py conditions     # poisson2d in float32, and on fresh points each step
     python benchmarks/curvature_family.py show           # the tables of what has been run, in Markdown
 
 Resumable: every run is written to results/curvature_family.json when it ends, and is not made again.
@@ -364,6 +365,52 @@ def equalisation_row(result: so.FitResult) -> dict[str, Any]:
     }
 
 
+def fresh_points(key: jax.Array) -> dict[str, jax.Array]:
+    """As many points of poisson2d as in its batch, drawn anew."""
+    inner, along = jax.random.split(key)
+    t = jax.random.uniform(along, (4, 30))
+    sides = [jnp.stack(side, axis=1) for side in ((t[0], 0 * t[0]), (t[1], 0 * t[1] + 1), (0 * t[2], t[2]))]
+    sides.append(jnp.stack([0 * t[3] + 1, t[3]], axis=1))
+    return {"interior": jax.random.uniform(inner, (900, 2)), "boundary": jnp.concatenate(sides)}
+
+
+def conditions(store: Store, methods: list[str]) -> None:
+    """Three seeds, 5 CPU seconds each; what is compared is the last error, on fresh points the mean of the last ten."""
+    problem = so.problems.get("poisson2d")
+    makes = {name: METHODS[name].make for name in methods}
+    makes["adam"] = tuned_adam(store, standard("poisson2d"))
+    makes["spring, rate 0.05"] = lambda _: so.spring(0.05, damping=1e-6)
+    for condition in ("float32", "fresh points"):
+        dtype = jnp.float32 if condition == "float32" else None
+        data = fresh_points if condition == "fresh points" else problem.batch(dtype)
+        for name, make in makes.items():
+            prefix = f"conditions/{condition}/{name}"
+            if f"{prefix}/2" in store.read():
+                continue
+            results = so.fit(
+                lambda key, dtype=dtype: problem.model(key, dtype=dtype),
+                problem.objective,
+                make(problem.objective),
+                data,
+                steps=10**5,
+                key=jax.random.key(0),
+                seeds=3,
+                metric=problem.error,
+                callback=lambda progress: progress.seconds >= 5,
+            )
+            for seed, result in enumerate(results):
+                errors = result.history["error"]
+                errors = errors[np.isfinite(errors)][-10 if condition == "fresh points" else -1 :]
+                row = {
+                    "error": _finite(np.mean(errors)) if errors.size else None,
+                    "steps": result.steps,
+                    "cpu_seconds": round(result.train_seconds, 2),
+                    "status": str(so.RESULTS[result.status]),
+                }
+                store.add(f"{prefix}/{seed}", row)
+            jax.clear_caches()
+
+
 def show(store: Store) -> None:
     rows = store.read()
     groups: dict[str, dict[str, list[dict]]] = {}
@@ -374,6 +421,7 @@ def show(store: Store) -> None:
     if runs := [row for key, row in rows.items() if key.startswith("digits/")]:
         show_digits(runs)
     show_equalisation({key: row for key, row in rows.items() if key.startswith("equalisation/")})
+    show_conditions({key: row for key, row in rows.items() if key.startswith("conditions/")})
     show_overview({name: groups[f"table/{name}"] for name in PROBLEMS if f"table/{name}" in groups})
     for group, methods in groups.items():
         adam = _median([row["error"] for row in methods.get("adam", [])])
@@ -401,6 +449,19 @@ def show(store: Store) -> None:
             if "held_out_residual" in runs[0]:
                 pairs = [f"{row['residual']:.1e} / {row['held_out_residual']:.1e}" for row in runs]
                 print(f"\n{name}: root mean square of the residual, training / held-out points: {', '.join(pairs)}")
+
+
+def show_conditions(rows: dict[str, dict]) -> None:
+    groups: dict[str, dict[str, list[dict]]] = {}
+    for key, row in rows.items():
+        condition, name = key.split("/")[1:3]
+        groups.setdefault(condition, {}).setdefault(name, []).append(row)
+    for condition, methods in groups.items():
+        print(f"\n### poisson2d, {condition}: median (worst) error after 5 s\n")
+        for name, runs in sorted(methods.items(), key=lambda item: _median([row["error"] for row in item[1]])):
+            errors = [math.inf if row["error"] is None else row["error"] for row in runs]
+            steps = np.median([row["steps"] for row in runs])
+            print(f"| {name} | {np.median(errors):.1e} ({max(errors):.0e}) | {steps:.0f} |")
 
 
 def show_overview(table: dict[str, dict[str, list[dict]]]) -> None:
@@ -451,7 +512,7 @@ def _median(values: list) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table", "targets", "digits", "equalisation", "show"])
+    parser.add_argument("what", choices=["table", "targets", "digits", "equalisation", "conditions", "show"])
     parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "lbfgs"])
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -466,6 +527,8 @@ def main() -> None:
         digits(store)
     elif args.what == "equalisation":
         equalisation(store, [name for name in args.problems if name in ("poisson2d", "heat1d")])
+    elif args.what == "conditions":
+        conditions(store, args.methods)
     else:
         show(store)
 
