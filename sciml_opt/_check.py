@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, PyTree
 
 
 def number(
@@ -18,12 +18,15 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    finite: bool = True,
 ) -> Array:
     """A scalar as a floating array, so that a new value does not retrace."""
     array = jnp.asarray(value)
-    if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.number):
-        raise ValueError(f"{name} must be one number, got {value!r}.")
+    if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise ValueError(f"{name} must be one real number, got {value!r}.")
     if not isinstance(array, jax.core.Tracer):
+        if finite and not jnp.isfinite(array):
+            raise ValueError(f"{name} must be finite, got {value}.")
         if above is not None and not array > above:
             raise ValueError(f"{name} must be greater than {above}, got {value}.")
         if at_least is not None and not array >= at_least:
@@ -34,7 +37,7 @@ def number(
     return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace
 
 
-def schedule(name: str, value: ArrayLike | Callable, **limits: float) -> jax.tree_util.Partial:
+def schedule(name: str, value: ArrayLike | Callable, **limits: Any) -> jax.tree_util.Partial:
     """A number (within the limits of `number`), or a function of the step, as a pytree over its numbers."""
     if isinstance(value, jax.tree_util.Partial):  # one in another would hide its numbers, and retrace
         return value
@@ -57,6 +60,19 @@ def count(name: str, value: Any) -> int:
     if result < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     return result
+
+
+def parameters(params: PyTree) -> PyTree:
+    """`params`, if every leaf is an array of float32 or float64 (or complex) numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and not (jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32):
+            place = "params" + jax.tree_util.keystr(path)
+            raise TypeError(
+                f"{place} has dtype {dtype}, but parameters must be float32 or float64: convert it, or leave it out "
+                "of the parameters (eqx.partition(model, eqx.is_inexact_array))."
+            )
+    return params
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -12,7 +12,17 @@ from .._check import number
 from .._tree import tree_dtype, tree_norm, tree_size, unravel
 from ..globalization import LineSearch, grid_search
 from ..linear import SOLVES
-from ._method import AbstractMethod, Loss, StepInfo, residual_of, search_info, searched_update
+from ._method import (
+    AbstractMethod,
+    Loss,
+    StepInfo,
+    gain_ratio,
+    lin_is_finite,
+    quotient,
+    residual_of,
+    search_info,
+    searched_update,
+)
 
 # Of the last cut-off, the largest first: it wins a tie, and a step without any decrease. They lean to small ones: with
 # symmetric factors (3, 1, 1/3; 10, 1, 1/10) poisson2d and heat1d ended at larger losses (two seeds each).
@@ -67,16 +77,20 @@ class AnagramMethod(AbstractMethod):
         update = searched_update(found, direction)
 
         cutoff = cutoffs[best]
+        cut = jnp.where((s >= cutoff * s[0]) & (s > 0), 0, s * inside)  # of the gradient
         info = StepInfo.of(
             params,
             loss=lin.value,
             damping=(cutoff * s[0]) ** 2,
+            gain_ratio=gain_ratio(lin, update, found.value),
+            linear_residual=quotient(jnp.linalg.norm(cut), jnp.linalg.norm(s * inside)),
+            products=1,
             grad_norm=tree_norm(lin.grad),
             linearizations=1,
             solve=SOLVES.index("svd"),
             **search_info(found, direction),
         )
         info = info._replace(evaluations=len(cutoffs) * found.evaluations)
-        started = jnp.isfinite(lin.value)
+        started = lin_is_finite(lin)
         cutoff = jnp.where(started, cutoff, state.cutoff)
         return update, AnagramState(cutoff, state.steps + started.astype(jnp.int32), info)

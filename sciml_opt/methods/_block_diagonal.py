@@ -10,12 +10,12 @@ from jax.tree_util import DictKey, GetAttrKey, tree_leaves_with_path
 from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
 
 from .._check import number, one_of
-from .._tree import ravel, tree_dot, tree_dtype, tree_norm, unravel
+from .._tree import ravel, tree_dtype, tree_norm, unravel
 from ..globalization import Search, step_size_damping
 from ..linear import damped_cholesky
 from ..linearization import Linearization
 from ._gauss_newton import DampedState
-from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, quotient, search_info, searched
+from ._method import AbstractMethod, Loss, StepInfo, gain_ratio, keep, lin_is_finite, quotient, search_info, searched
 
 Blocks = Literal["layer", "leaf"]
 
@@ -45,11 +45,11 @@ class BlockDiagonalMethod(AbstractMethod):
         lin = loss.linearize(params)
         direction, report = _direction(lin, blocks_of(params, self.blocks), state.damping)
         update, found = searched(loss, params, direction, lin.value, lin.grad, self.line_search)
-        predicted = -tree_dot(lin.grad, update) - 0.5 * jnp.sum(lin.jacobian.mv(update) ** 2)
         info = StepInfo.of(
             params,
             loss=lin.value,
-            gain_ratio=quotient(lin.value - found.value, predicted),
+            gain_ratio=gain_ratio(lin, update, found.value),
+            products=1,
             grad_norm=tree_norm(lin.grad),
             linearizations=1,
             clipped=lin.clipped,

@@ -38,6 +38,8 @@ class EnergyNaturalGradientMethod(AbstractMethod):
         solve: Solve = "auto",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
+        if metric is not None and not isinstance(metric, Metric):
+            raise TypeError(f"metric must be a Metric, such as so.sobolev(1), got {metric!r}.")
         self.metric = metric
         self.solve = one_of("solve", solve, get_args(Solve))
 

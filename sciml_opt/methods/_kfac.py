@@ -24,7 +24,7 @@ from ..curvature import KroneckerFactors, KroneckerSum, kronecker_factors
 from ..globalization import nielsen_update, step_size_damping
 from ..linearization import Linearization
 from ..linearization._views import assemble
-from ._method import AbstractMethod, Loss, StepInfo, keep, quotient, search_info, searched
+from ._method import AbstractMethod, Loss, StepInfo, gain_ratio, keep, quotient, search_info, searched
 
 StepRule = Literal["line_search", "quadratic_model"]
 
@@ -107,14 +107,15 @@ class KfacMethod(AbstractMethod):
             accepted = found.step_size > 0
             damping = step_size_damping(damping, found.step_size, shrink=10.0, growth=4.0)
             report |= search_info(found, tried)
+            report |= {"gain_ratio": gain_ratio(lin, update, found.value), "products": 1}
         else:
             tried, predicted = _quadratic_model_step(lin, direction, state.previous, damping)
             trial = loss(tree_add(params, tried))
             accepted = jnp.isfinite(lin.value) & jnp.isfinite(trial) & (trial < lin.value)
             update = previous = tree_where(accepted, tried, jax.tree.map(jnp.zeros_like, tried))
-            gain_ratio = quotient(lin.value - trial, predicted)
-            damping, growth = nielsen_update(damping, growth, gain_ratio, accepted, jnp.ones((), dtype))
-            report |= {"trial_loss": trial, "accepted": accepted, "gain_ratio": gain_ratio, "evaluations": 1}
+            gain = quotient(lin.value - trial, predicted)
+            damping, growth = nielsen_update(damping, growth, gain, accepted, jnp.ones((), dtype))
+            report |= {"trial_loss": trial, "accepted": accepted, "gain_ratio": gain, "evaluations": 1}
             report |= {"step_norm": tree_norm(tried), "products": 2}
 
         info = StepInfo.of(

@@ -67,7 +67,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
         solve: Solve = "auto",
     ):
         self.init_damping = number("init_damping", init_damping, above=0)
-        self.acceleration_limit = number("acceleration_limit", acceleration_limit, above=0)
+        self.acceleration_limit = number("acceleration_limit", acceleration_limit, above=0, finite=False)
         self.rule = "fixed" if callable(damping_rule) else one_of("damping_rule", damping_rule, get_args(DampingRule))
         self.schedule = schedule("damping_rule", damping_rule) if callable(damping_rule) else None
         self.geodesic = geodesic

@@ -107,19 +107,24 @@ def line_search_step(
 ) -> tuple[PyTree, StepInfo]:
     """The update `eta d` found by a line search along `d = -(J^T J + lambda D)^-1 grad`, and what it did."""
     update, found = searched(loss, params, direction, lin.value, lin.grad, search)
-    predicted = -tree_dot(lin.grad, update) - 0.5 * jnp.sum(lin.jacobian.mv(update) ** 2)
     info = StepInfo.of(
         params,
         loss=lin.value,
         damping=factor.damping,
-        gain_ratio=quotient(lin.value - found.value, predicted),
+        gain_ratio=gain_ratio(lin, update, found.value),
         grad_norm=tree_norm(lin.grad),
         linearizations=1,
         clipped=lin.clipped,
         **search_info(found, direction),
-        **solve_info(factor, solved),
+        **solve_info(factor, solved, products=1),
     )
     return update, info
+
+
+def gain_ratio(lin: Linearization, update: PyTree, value: Scalar) -> Scalar:
+    """`(L(theta) - L(theta + s)) / -(<grad, s> + |J s|^2 / 2)`; one product with J."""
+    predicted = -tree_dot(lin.grad, update) - 0.5 * jnp.sum(lin.jacobian.mv(update) ** 2)
+    return quotient(lin.value - value, predicted)
 
 
 def searched(
@@ -179,14 +184,17 @@ def quotient(a: Scalar, b: Scalar) -> Scalar:
     return jnp.where(b == 0, jnp.zeros_like(a), a / jnp.where(b == 0, jnp.ones_like(b), b))
 
 
-def solve_info(factor: DampedSolve, *solved: Solved) -> dict[str, Any]:
-    """The fields of `StepInfo` about the linear system; iterations added up, the residual of the first."""
+def solve_info(factor: DampedSolve, *solved: Solved, products: int = 0) -> dict[str, Any]:
+    """The fields of `StepInfo` about the linear system; iterations added up, the residual of the first.
+
+    `products` were made beyond those of the iterations.
+    """
     iterations = sum((one.iterations for one in solved), start=jnp.int32(0))
     return {
         "rung": factor.rung,
         "solve": factor.choice,
         "predicted_flops": factor.predicted_flops,
         "iterations": iterations,
-        "products": iterations,
+        "products": iterations + products,
         "linear_residual": solved[0].relative_residual,
     }

@@ -13,7 +13,7 @@ from .._check import number, one_of, schedule
 from .._tree import tree_add, tree_all_finite, tree_dtype, tree_norm, tree_scale, tree_where
 from ..globalization import LineSearch, grid_search
 from ..linear import Solve, factorize
-from ._method import AbstractMethod, Loss, StepInfo, residual_of, search_info, searched_update, solve_info
+from ._method import AbstractMethod, Loss, StepInfo, gain_ratio, residual_of, search_info, searched_update, solve_info
 
 
 class SpringState(NamedTuple):
@@ -52,7 +52,7 @@ class SpringMethod(AbstractMethod):
         self.learning_rate = None if learning_rate is None else number("learning_rate", learning_rate, above=0)
         self.damping = schedule("damping", damping, above=0)
         self.momentum = number("momentum", momentum, at_least=0, below=1)
-        self.norm_constraint = number("norm_constraint", norm_constraint, above=0)
+        self.norm_constraint = number("norm_constraint", norm_constraint, above=0, finite=False)
         self.solve = one_of("solve", solve, get_args(Solve))
 
     def init(self, params: PyTree) -> SpringState:
@@ -82,11 +82,12 @@ class SpringMethod(AbstractMethod):
             params,
             loss=lin.value,
             damping=factor.damping,
+            gain_ratio=gain_ratio(lin, update, found.value),
             grad_norm=tree_norm(lin.grad),
             linearizations=1,
             clipped=lin.clipped,
             **search_info(found, direction),
-            **solve_info(factor, solved),
+            **solve_info(factor, solved, products=2),
         )
         usable = jnp.isfinite(lin.value) & tree_all_finite(phi)  # a NaN would never leave the momentum
         momentum = tree_where(usable, phi, state.momentum)

@@ -9,10 +9,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from .._check import count, number, one_of
-from .._tree import tree_add, tree_dtype, tree_norm
+from .._tree import tree_add, tree_dtype, tree_norm, tree_scale
 from ..linear import RadiusModel
-from ..linearization import Linearization
-from ._method import AbstractMethod, Loss, StepInfo, keep, residual_of
+from ..linearization import StructuredJacobian
+from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, quotient, residual_of
 
 Decomposition = Literal["svd", "gram"]
 SPAN = 3.0  # the trial radii reach from Delta / 3 to 3 Delta
@@ -58,9 +58,11 @@ class TargetRatioMethod(AbstractMethod):
         sketch_columns: int | None = None,
         seed: int = 0,
     ):
-        self.target = number("target", target, above=0)
-        self.late_target = number("late_target", late_target, above=0)
+        self.target = number("target", target, above=0, below=1)
+        self.late_target = number("late_target", late_target, above=0, below=1)
         self.radii = count("radii", radii)
+        if radii < 2:
+            raise ValueError(f"radii must be at least 2, got {radii}.")
         self.decomposition = one_of("decomposition", decomposition, get_args(Decomposition))
         self.sketch_rows = None if sketch_rows is None else count("sketch_rows", sketch_rows)
         self.sketch_columns = None if sketch_columns is None else count("sketch_columns", sketch_columns)
@@ -79,8 +81,9 @@ class TargetRatioMethod(AbstractMethod):
 
     def step(self, loss: Loss, params: PyTree, state: TargetRatioState) -> tuple[PyTree, TargetRatioState]:
         lin = loss.linearize(params)
+        residual = residual_of(lin, "The target-ratio trust region")
         dtype = state.radius.dtype
-        model = self._model(lin, jax.random.fold_in(jax.random.key(self.seed), state.steps))
+        model = self._model(lin.jacobian, residual, jax.random.fold_in(jax.random.key(self.seed), state.steps))
         target = jnp.where(state.late, self.late_target, self.target).astype(dtype)
 
         def trial(radius: Scalar):
@@ -99,7 +102,7 @@ class TargetRatioMethod(AbstractMethod):
         fallback = ~accepted & (passed > 0)
         radius = jnp.where(fallback, radii[jnp.maximum(passed - 1, 0)], radius)
         ratio, damping, step, value = lax.cond(fallback, lambda: trial(radius), lambda: (ratio, damping, step, value))
-        started = jnp.isfinite(lin.value) & jnp.isfinite(model.unit)  # a non-finite start moves nothing
+        started = lin_is_finite(lin) & jnp.isfinite(model.unit)  # a non-finite start moves nothing
         accepted = started & (value < lin.value)
         log_damping = jnp.log10(jnp.maximum(damping, jnp.finfo(dtype).eps ** 2))  # less is none
         # A rejection raises the damping of the next step by itself: it says nothing about the bottom.
@@ -112,6 +115,8 @@ class TargetRatioMethod(AbstractMethod):
         eps = jnp.finfo(dtype).eps
         new_radius = jnp.clip(jnp.where(accepted, radius, radii[0]), eps * scale, 1e3 * scale)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)
+        optimality = lin.jacobian.rmv(residual + lin.jacobian.mv(step))
+        left = tree_add(optimality, tree_scale(damping * model.unit**2, step))
         info = StepInfo.of(
             params,
             loss=lin.value,
@@ -124,17 +129,18 @@ class TargetRatioMethod(AbstractMethod):
             grad_norm=tree_norm(lin.grad),
             evaluations=self.radii + 1 + fallback.astype(jnp.int32),
             linearizations=1,
+            products=2,
+            linear_residual=quotient(tree_norm(left), tree_norm(lin.grad)),
             rung=fallback,
         )
         new = TargetRatioState(new_radius, fast, slow, late, state.steps + 1, info)
         return update, keep(started, new, state)
 
-    def _model(self, lin: Linearization, key: PRNGKeyArray) -> RadiusModel:
-        residual = residual_of(lin, "The target-ratio trust region")
+    def _model(self, jacobian: StructuredJacobian, residual: Float[Array, " N"], key: PRNGKeyArray) -> RadiusModel:
         if self.sketch_rows is not None or self.sketch_columns is not None:
-            return RadiusModel.sketched(lin.jacobian, residual, key, self.sketch_rows, self.sketch_columns)
+            return RadiusModel.sketched(jacobian, residual, key, self.sketch_rows, self.sketch_columns)
         by = RadiusModel.by_svd if self.decomposition == "svd" else RadiusModel.by_gram
-        return by(lin.jacobian, residual)
+        return by(jacobian, residual)
 
 
 def _crossing(radii: Float[Array, " n"], ratios: Float[Array, " n"], target: Scalar) -> tuple[Scalar, Int[Array, ""]]:

@@ -55,6 +55,8 @@ class VariableProjectionMethod(AbstractMethod):
         init_damping: ArrayLike = 1e-2,
         solve: Solve = "qr",
     ):
+        if linear is not None and not callable(linear):
+            raise TypeError(f"linear must be a function of the parameters that returns leaves, got {linear!r}.")
         self.linear = linear
         self.init_damping = number("init_damping", init_damping, above=0)
         self.solve = one_of("solve", solve, get_args(Solve))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar
 
-from .._check import number
+from .._check import number, parameters
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
 from ..methods import AbstractMethod, Loss
@@ -75,7 +75,7 @@ class _MethodFace(eqx.Module):
 
     They stop when a step, accepted or not, would change neither the parameters (Euclidean norm of the step against
     `norm` of the parameters) nor the loss beyond `atol + rtol * size`, and with `RESULTS.nonfinite` on a non-finite
-    start.
+    loss or gradient.
     """
 
     rtol: Array
@@ -95,7 +95,7 @@ class _MethodFace(eqx.Module):
     def _loss(self, fn: Callable, args: PyTree) -> Any: ...
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> _SolverState:
-        return _SolverState(self.method.init(y), jnp.array(False), optx.RESULTS.successful)
+        return _SolverState(self.method.init(parameters(y)), jnp.array(False), optx.RESULTS.successful)
 
     def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
         loss = options["objective"] if "objective" in options else self._loss(fn, args)
@@ -107,7 +107,8 @@ class _MethodFace(eqx.Module):
         change = jnp.abs(info.loss - info.trial_loss)
         settled = (info.step_norm <= atol + rtol * self.norm(y)) & (change <= atol + rtol * jnp.abs(info.loss))
         terminate = settled | (info.grad_norm == 0)
-        result = optx.RESULTS.where(jnp.isfinite(info.loss), optx.RESULTS.successful, optx.RESULTS.nonfinite)
+        finite = jnp.isfinite(info.loss) & jnp.isfinite(info.grad_norm)
+        result = optx.RESULTS.where(finite, optx.RESULTS.successful, optx.RESULTS.nonfinite)
         return new_y, _SolverState(method_state, terminate, result), fn(new_y, args)[1]
 
     def terminate(self, fn, y, args, options, state: _SolverState, tags) -> tuple[Bool[Array, ""], optx.RESULTS]:
@@ -207,6 +208,11 @@ def minimise(
     ```
     """
     _check_bound(loss)
+    if not isinstance(solver, optx.AbstractMinimiser):
+        raise TypeError(
+            f"solver must be an optimistix minimiser, got {type(solver).__name__}, which minimises 0.5 |r|^2: "
+            "use so.least_squares(loss, solver, params), or so.NewtonKrylov."
+        )
     return optx.minimise(
         _bound_value,
         solver,

@@ -11,6 +11,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from .._check import parameters
 from ..methods import AbstractMethod, Loss, StepInfo
 from ..objective import BoundObjective
 
@@ -32,7 +33,7 @@ def to_transformation(method: AbstractMethod) -> optax.GradientTransformationExt
 
 
 def _init(method: AbstractMethod, params: PyTree) -> Any:
-    return method.init(params)
+    return method.init(parameters(params))
 
 
 def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
@@ -48,8 +49,8 @@ def require_gradient(updates: PyTree, grad: PyTree) -> None:
         raise ValueError(
             "This method accepts or rejects whole steps, so `updates` must be the gradient itself: "
             "tx.update(grad, state, params, value=value, grad=grad, value_fn=loss), first in a chain, and inside one "
-            "jitted function (jit of tx.update alone makes two copies of the gradient). To precondition something "
-            "else, use so.scale_by_gauss_newton."
+            "jitted function (jit of tx.update alone makes two copies of the gradient); MultiSteps needs no `grad`. "
+            "To precondition something else, use so.scale_by_gauss_newton."
         )
 
 

@@ -51,6 +51,8 @@ def equalised(
 
     **Example:** `so.equalised(so.levenberg_marquardt(), objective)`.
     """
+    if isinstance(terms, str):
+        raise TypeError(f"terms must be the objective or the names of all its terms, got the string {terms!r}.")
     names = tuple(sorted(terms.terms if isinstance(terms, Objective) else terms))
     numbers = number("exponent", exponent, at_least=0), number("floor", floor, above=0)
     inner = optax.with_extra_args_support(tx)
@@ -73,6 +75,10 @@ def _update(
     require_gradient(updates, grad)
     if not loss.least_squares:
         raise ValueError("equalised needs terms that cannot be negative: least squares in every one.")
+    if set(state.weights) != set(loss.terms):
+        raise ValueError(
+            f"terms must be all those of the objective, {sorted(loss.terms)}, got {sorted(state.weights)}."
+        )
     weighted = loss.reweighted(state.weights)
     value, grad = jax.value_and_grad(weighted)(params)
     given = {"value": value, "grad": grad, "value_fn": weighted}
