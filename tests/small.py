@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
 
 import sciml_opt as so
 
@@ -73,3 +75,33 @@ def dense_jacobian(f, params):
     """(N, P) by reverse mode of the stacked function: slow, and independent of the library."""
     rows = jax.jit(jax.jacrev(f))(params)
     return np.concatenate([np.reshape(leaf, (leaf.shape[0], -1)) for leaf in jax.tree.leaves(rows)], axis=1)
+
+
+def runner(tx, loss, steps: int, report=so.info):
+    """Parameters -> path, info: the start and the point after each step, flat, `(steps + 1, P)`; `report(state)`."""
+
+    @jax.jit
+    def scan(params):
+        def body(carry, _):
+            params, state = carry
+            value, grad = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (ravel_pytree(params)[0], report(state))
+
+        return jax.lax.scan(body, (params, tx.init(params)), None, length=steps)[1]
+
+    def run(params):
+        path, info = scan(params)
+        return np.vstack([flat(params), path]), info
+
+    return run
+
+
+def check_steps(path, steps, rtol: float = 1e-8):
+    """The steps of a textbook, each from the point of `path` where the library made its own.
+
+    So nothing is compared but one step at a time: along two separate paths rounding grows until they part.
+    """
+    errors = [np.linalg.norm(got - step) for got, step in zip(np.diff(path, axis=0), steps, strict=True)]
+    np.testing.assert_array_less(errors, rtol * np.linalg.norm(steps, axis=1) + np.finfo(float).tiny)

@@ -10,7 +10,7 @@ import products
 import pytest
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
-from small import POISSON, edges, grid, network, partition, problem
+from small import POISSON, check_steps, edges, grid, network, partition, problem, runner
 
 import sciml_opt as so
 from sciml_opt.methods._variable_projection import CUT, TINY, last_layer
@@ -20,30 +20,12 @@ STATIC = partition(network())[1]
 FEW = {"interior": grid(4), "boundary": edges(2)}  # 24 residuals of 33 parameters
 
 
-def runner(tx, loss, steps=STEPS):
-    """Jitted: parameters -> those after each step, flat, and the infos."""
-
-    @jax.jit
-    def run(params):
-        def body(carry, _):
-            params, state = carry
-            value, grad = jax.value_and_grad(loss)(params)
-            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
-            params = optax.apply_updates(params, updates)
-            return (params, state), (ravel_pytree(params)[0], so.info(state))
-
-        return jax.lax.scan(body, (params, tx.init(params)), None, length=steps)[1]
-
-    return run
-
-
 class Dense:
     """A problem on a flat vector: residual, Jacobian, second derivative along a line."""
 
     def __init__(self, batch=None):
         self.params, self.loss = problem() if batch is None else problem(batch=batch)
-        start, self.unravel = ravel_pytree(self.params)
-        self.start = np.asarray(start)
+        self.unravel = ravel_pytree(self.params)[1]
         self.any_r = jax.jit(lambda q, loss: loss.residual(self.unravel(q)))
         self.any_J = jax.jit(jax.jacfwd(lambda q, loss: loss.residual(self.unravel(q))))
         line = lambda q, v: jax.jvp(lambda x: self.loss.residual(self.unravel(x)), (q,), (v,))[1]
@@ -78,6 +60,10 @@ def follow(lam, eta):
     return lam * (1 / 4 if eta >= 0.25 else 12 if eta == 0 else 4 if eta < 0.05 else 1)
 
 
+def nielsen(lam, nu, rho):
+    return (lam * max(1 / 3, 1 - (2 * min(rho, 1) - 1) ** 3), 2.0) if rho > 0 else (lam * nu, 2 * nu)
+
+
 def conjugate_gradients(A, b, x, rtol, steps):
     """Hestenes and Stiefel; also the number of iterations, and whether `p^T A p <= 0` ended it."""
     r = b - A @ x
@@ -94,25 +80,25 @@ def conjugate_gradients(A, b, x, rtol, steps):
 
 SCHEDULE = optax.exponential_decay(1.0, 1, 0.5)
 RULES = {
-    "delayed_gratification": lambda lam, accepted, step: lam / 3 if accepted else 2 * lam,
-    "fixed": lambda lam, accepted, step: lam,
-    "schedule": lambda lam, accepted, step: lam / 2,
+    "delayed_gratification": lambda lam, accepted: lam / 3 if accepted else 2 * lam,
+    "fixed": lambda lam, accepted: lam,
+    "schedule": lambda lam, accepted: lam / 2,
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_damping_rules(dense, rule):
-    q, path, lam = dense.start, [], None
-    for step in range(STEPS):
+    tx = so.levenberg_marquardt(10.0, geodesic=False, damping_rule=SCHEDULE if rule == "schedule" else rule)
+    path, info = runner(tx, dense.loss, STEPS)(dense.params)
+    lam, steps = None, []
+    for q in path[:-1]:
         J, r = dense.J(q), dense.r(q)
         lam = 10 * np.max(np.diag(J.T @ J)) if lam is None else lam
         v = -np.linalg.solve(J.T @ J + lam * np.eye(len(q)), J.T @ r)
         accepted = dense.f(q + v) < dense.f(q)
-        q, lam = q + accepted * v, RULES[rule](lam, accepted, step)
-        path.append(q)
-    tx = so.levenberg_marquardt(10.0, geodesic=False, damping_rule=SCHEDULE if rule == "schedule" else rule)
-    got, info = runner(tx, dense.loss)(dense.params)
-    np.testing.assert_allclose(got, path, rtol=1e-8, atol=1e-10)
+        lam = RULES[rule](lam, accepted)
+        steps.append(accepted * v)
+    check_steps(path, steps)
     assert info.accepted.sum() > 5
 
 
@@ -136,8 +122,10 @@ def test_a_schedule_is_a_number_of_a_jit_argument():
 
 @pytest.mark.parametrize("solve", ["primal", "dual"])
 def test_minpack_scaling(dense, solve):
-    q, path, lam, nu, columns = dense.start, [], 1e-2, 2.0, np.zeros(len(dense.start))
-    for _ in range(STEPS):
+    tx = so.levenberg_marquardt(geodesic=False, scaling="minpack", solve=solve)
+    path, _ = runner(tx, dense.loss, STEPS)(dense.params)
+    lam, nu, columns, steps = 1e-2, 2.0, 0.0, []
+    for q in path[:-1]:
         J, r = dense.J(q), dense.r(q)
         columns = np.maximum(columns, np.sum(J**2, axis=0))
         D = np.maximum(columns, 1e-6 * columns.max())
@@ -146,20 +134,17 @@ def test_minpack_scaling(dense, solve):
         v = -np.linalg.solve(J.T @ J + lam * np.diag(D), J.T @ r)
         predicted = 0.5 * v @ (lam * D * v - J.T @ r)
         rho = (dense.f(q) - dense.f(q + v)) / predicted
-        if rho > 0:
-            q, lam, nu = q + v, lam * max(1 / 3, 1 - (2 * min(rho, 1) - 1) ** 3), 2.0
-        else:
-            lam, nu = lam * nu, 2 * nu
-        path.append(q)
-    got, _ = runner(so.levenberg_marquardt(geodesic=False, scaling="minpack", solve=solve), dense.loss)(dense.params)
-    np.testing.assert_allclose(got, path, rtol=1e-7, atol=1e-9)
+        lam, nu = nielsen(lam, nu, rho)
+        steps.append((rho > 0) * v)
+    check_steps(path, steps)
 
 
 def test_jacobi_scaling_of_the_smaller_matrix(dense):
     few = Dense(FEW)
     for case, solve in ((few, "dual"), (dense, "primal")):
-        q, path, lam = case.start, [], 1e-2
-        for _ in range(STEPS):
+        path, _ = runner(so.gauss_newton(scaling="jacobi", solve=solve), case.loss, STEPS)(case.params)
+        lam, steps = 1e-2, []
+        for q in path[:-1]:
             J, r = case.J(q), case.r(q)
             if len(r) < len(q):
                 W = np.diag(1 / np.linalg.norm(J, axis=1))
@@ -168,15 +153,15 @@ def test_jacobi_scaling_of_the_smaller_matrix(dense):
                 G = J.T @ J
                 d = -np.linalg.solve(G + lam * np.diag(np.maximum(np.diag(G), 1e-6 * np.diag(G).max())), J.T @ r)
             eta = armijo(lambda eta, q=q, d=d, f=case.f: f(q + eta * d), case.f(q), (J.T @ r) @ d)
-            q, lam = q + eta * d, follow(lam, eta)
-            path.append(q)
-        got, _ = runner(so.gauss_newton(scaling="jacobi", solve=solve), case.loss)(case.params)
-        np.testing.assert_allclose(got, path, rtol=1e-5, atol=1e-7)
+            lam = follow(lam, eta)
+            steps.append(eta * d)
+        check_steps(path, steps)
 
 
 def test_hessian_free(dense):
-    q, path, counts, lam, d = dense.start, [], [], None, np.zeros(len(dense.start))
-    for _ in range(STEPS):
+    path, info = runner(so.hessian_free(cg_rtol=1e-2), dense.loss, STEPS)(dense.params)
+    lam, d, steps, counts = None, np.zeros(path.shape[1]), [], []
+    for q in path[:-1]:
         J, r = dense.J(q), dense.r(q)
         g, G = J.T @ r, J.T @ J
         lam = 0.1 * np.diag(G).max() if lam is None else lam
@@ -185,12 +170,10 @@ def test_hessian_free(dense):
         d, count, _ = conjugate_gradients(A, -g, guess, 1e-2, 250)
         new = dense.f(q + d)
         rho = (dense.f(q) - new) / (-g @ d - 0.5 * np.sum((J @ d) ** 2))
-        q = q + (new < dense.f(q)) * d
         lam *= 3 / 2 if rho < 1 / 4 else 2 / 3 if rho > 3 / 4 else 1
-        path.append(q)
+        steps.append((new < dense.f(q)) * d)
         counts.append(count)
-    got, info = runner(so.hessian_free(cg_rtol=1e-2), dense.loss)(dense.params)
-    np.testing.assert_allclose(got, path, rtol=1e-6, atol=1e-8)  # rounding grows in conjugate gradients
+    check_steps(path, steps)
     assert list(info.iterations) == counts and list(info.products) == [n + 3 for n in counts]
 
 
@@ -198,9 +181,10 @@ def test_hessian_free(dense):
 def test_subsampled_newton(dense, curvature):
     sample = jax.jit(lambda step: dense.loss.subsample(jax.random.fold_in(jax.random.key(3), step), 0.5))
     hessian = jax.jit(jax.hessian(lambda q, loss: loss(dense.unravel(q))))
-    q, path, lam, negative = dense.start, [], 1e-2, []
-    for step in range(STEPS):
-        part = sample(step)
+    path, info = runner(so.subsampled_newton(0.5, curvature=curvature, seed=3), dense.loss, STEPS)(dense.params)
+    lam, steps, negative = 1e-2, [], []
+    for k, q in enumerate(path[:-1]):
+        part = sample(k)
         g = dense.J(q).T @ dense.r(q)
         if curvature == "gauss_newton":
             J = np.asarray(dense.any_J(q, part))
@@ -213,27 +197,27 @@ def test_subsampled_newton(dense, curvature):
             d = -g / (size + lam * size) if flag and count == 1 else d
             negative.append(flag)
         eta = armijo(lambda eta, q=q, d=d: dense.f(q + eta * d), dense.f(q), g @ d)
-        q, lam = q + eta * d, follow(lam, eta)
-        path.append(q)
-    got, info = runner(so.subsampled_newton(0.5, curvature=curvature, seed=3), dense.loss)(dense.params)
-    np.testing.assert_allclose(got, path, rtol=1e-6, atol=1e-8)
+        lam = follow(lam, eta)
+        steps.append(eta * d)
+    check_steps(path, steps)
     np.testing.assert_array_equal(info.rung, np.array(negative or [False] * STEPS, np.int32))
 
 
 @pytest.fixture(scope="module")
 def projected():
-    return runner(so.variable_projection(), problem()[1], steps=40)
+    return runner(so.variable_projection(), problem()[1], 40)
 
 
 def test_variable_projection(dense, projected):
-    n = len(dense.start)
+    path, info = projected(dense.params)
+    n = path.shape[1]
     linear = np.asarray(
         ravel_pytree(jax.tree.map(lambda p, m: jnp.full(p.shape, m), dense.params, last_layer(dense.params)))[0]
     )
     assert linear.sum() == 9  # eight weights and a bias
     D = np.where(linear, TINY, 1.0)
-    q, path, lam, nu = dense.start, [], None, 2.0
-    for _ in range(STEPS):
+    lam, nu, steps = None, 2.0, []
+    for q in path[:STEPS]:
         J, r = dense.J(q), dense.r(q)
         lam = 1e-2 * np.max(np.sum(J**2, 0)) if lam is None else lam
         solve = lambda y, J=J, lam=lam: np.linalg.lstsq(
@@ -246,22 +230,18 @@ def test_variable_projection(dense, projected):
         cut = np.sqrt(CUT * np.max(np.sum(Jc**2, 0))) * np.eye(linear.sum())
         s[linear] -= np.linalg.lstsq(np.vstack([Jc, cut]), np.append(rc, np.zeros(linear.sum())), rcond=None)[0]
         rho = (dense.f(q) - dense.f(q + s)) / (0.5 * v @ (lam * D * v - J.T @ r))
+        lam, nu = nielsen(lam, nu, rho)
+        steps.append((rho > 0) * s)
         if rho > 0:
-            q, lam, nu = q + s, lam * max(1 / 3, 1 - (2 * min(rho, 1) - 1) ** 3), 2.0
-            best = np.linalg.lstsq(dense.J(q)[:, linear], -dense.r(q), rcond=None)[0]  # the layer is at its optimum
-            q_best = q.copy()
-            q_best[linear] += best
-            np.testing.assert_allclose(dense.f(q), dense.f(q_best), rtol=1e-8)
-        else:
-            lam, nu = lam * nu, 2 * nu
-        path.append(q)
-    got, info = projected(dense.params)
-    np.testing.assert_allclose(got[:STEPS], path, rtol=1e-5, atol=1e-6)
+            best = q + s
+            best[linear] += np.linalg.lstsq(dense.J(best)[:, linear], -dense.r(best), rcond=None)[0]
+            np.testing.assert_allclose(dense.f(q + s), dense.f(best), rtol=1e-8)  # the layer is at its optimum
+    check_steps(path[: STEPS + 1], steps)
     assert np.all(info.linearizations == 2) and np.any(info.accelerated)
 
 
 def test_variable_projection_needs_fewer_steps_than_levenberg_marquardt(projected):
-    damped = runner(so.levenberg_marquardt(), problem()[1], steps=40)
+    damped = runner(so.levenberg_marquardt(), problem()[1], 40)
     ends = []
     for seed in range(5):
         params = partition(network(seed))[0]
@@ -274,7 +254,7 @@ def test_variable_projection_needs_fewer_steps_than_levenberg_marquardt(projecte
 def test_the_last_branch_layer_of_a_deeponet_is_solved_for_at_once():
     params, loss, _ = products.problem("DeepONet", left=8, right=7, width=6)
     linear = lambda m: m["branch"].layers[-1]
-    got = runner(so.variable_projection(linear), loss, steps=8)(params)
+    got = runner(so.variable_projection(linear), loss, 8)(params)
     after = ravel_pytree(params)[1](got[0][-1])
     c, unravel = ravel_pytree(linear(after))
     residual = lambda c: loss.residual(eqx.tree_at(linear, after, unravel(c)))
@@ -319,5 +299,5 @@ def test_plain_functions_against_scipy():
 def test_where_the_elimination_is_a_gauss_newton_step_only():
     cubic = so.Term(lambda u, x: so.laplacian(u)(x) - u(x) ** 3 + 1.0)
     params, loss = problem(so.Objective(interior=cubic, boundary=POISSON.terms["boundary"]))
-    _, info = runner(so.variable_projection(), loss)(params)
+    _, info = runner(so.variable_projection(), loss, STEPS)(params)
     assert np.all(np.diff(info.loss) <= 0) and info.accepted.sum() > 5
