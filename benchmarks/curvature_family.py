@@ -455,16 +455,16 @@ def show(store: Store) -> None:
 
 
 def show_conditions(rows: dict[str, dict]) -> None:
-    groups: dict[str, dict[str, list[dict]]] = {}
+    groups: dict[str, dict[str, list[float]]] = {}
     for key, row in rows.items():
         condition, name = key.split("/")[1:3]
-        groups.setdefault(condition, {}).setdefault(name, []).append(row)
-    for condition, methods in groups.items():
-        print(f"\n### poisson2d, {condition}: median (worst) error after 5 s\n")
-        for name, runs in sorted(methods.items(), key=lambda item: _median([row["error"] for row in item[1]])):
-            errors = [math.inf if row["error"] is None else row["error"] for row in runs]
-            steps = np.median([row["steps"] for row in runs])
-            print(f"| {name} | {np.median(errors):.1e} ({max(errors):.0e}) | {steps:.0f} |")
+        groups.setdefault(name, {}).setdefault(condition, []).append(math.inf if row["error"] is None else row["error"])
+    names = ("float32", "fresh points")
+    print("\n### poisson2d, 5 s: median (worst) error\n")
+    print(f"| method | {' | '.join(names)} |\n|---|---|---|")
+    for method, errors in sorted(groups.items(), key=lambda item: np.median(item[1].get(names[0], [math.inf]))):
+        cells = [f"{np.median(e):.1e} ({max(e):.0e})" if (e := errors.get(name)) else "" for name in names]
+        print(f"| {method} | {' | '.join(cells)} |")
 
 
 def show_overview(table: dict[str, dict[str, list[dict]]]) -> None:
@@ -505,7 +505,8 @@ def show_equalisation(rows: dict[str, dict]) -> None:
         cells = []
         for mark in ("1e-06", "1e-07"):
             steps = [row["steps_to"].get(mark, math.inf) for row in runs]
-            cells.append(" ".join("-" if math.isinf(s) else f"{s:.0f}" for s in (np.median(steps), max(steps))))
+            middle, worst = ("-" if math.isinf(s) else f"{s:.0f}" for s in (np.median(steps), max(steps)))
+            cells.append(f"{middle} ({worst})")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -26,9 +26,9 @@ def target_ratio_trust_region(
     One decomposition of `J` serves all radii. A small target travels fast: most of the predicted decrease may be lost
     as long as the loss falls. Once the damping has bottomed out (its logarithm, averaged over 10 accepted steps, no
     longer below the average over 30, after 60 steps at the earliest) the late target takes its place, and the iteration
-    converges. It needs fixed points, and several times more of them than parameters.
-    Where a run ends is a local minimum: of 64 runs of a Poisson problem 61 reach 1e-12, the others stop at up to 3e-11.
-    A random step of length 1 and a second run leave such a minimum (README, "The last digits").
+    converges. It needs several times more points than parameters, and fixed ones unless each draw of them determines
+    the solution. Where a run ends is a local minimum: of 64 runs of a Poisson problem 61 reach 1e-12, the others stop
+    at up to 3e-11. A random step of length 1 and a second run leave such a minimum (README, "The last digits").
     A step is taken only if it decreases the loss. Carried from step to step: the radius, the averages, the phase.
 
     **Arguments:**
