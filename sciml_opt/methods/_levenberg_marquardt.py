@@ -20,7 +20,7 @@ from .._tree import (
 from ..globalization import delayed_gratification_update, nielsen_update
 from ..linear import Solve, factorize, floored
 from ._geodesic import geodesic_step
-from ._method import AbstractMethod, Loss, StepInfo, keep, quotient, solution, solve_info
+from ._method import AbstractMethod, Loss, StepInfo, keep, lin_is_finite, quotient, solution, solve_info
 
 DampingRule = Literal["nielsen", "delayed_gratification", "fixed"]
 LevenbergMarquardtScaling = Literal["identity", "marquardt", "minpack"]
@@ -115,7 +115,7 @@ class LevenbergMarquardtMethod(AbstractMethod):
         predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
         gain_ratio = quotient(lin.value - trial, predicted)
         # a non-finite start moves nothing, not even lambda
-        started = jnp.isfinite(lin.value) & jnp.isfinite(damping) & tree_all_finite((size, columns))
+        started = lin_is_finite(lin) & jnp.isfinite(damping) & tree_all_finite((size, columns))
         accepted = started & jnp.isfinite(trial) & (trial < lin.value)
         growth = state.growth
         if self.rule == "nielsen":

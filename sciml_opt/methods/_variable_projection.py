@@ -16,7 +16,7 @@ from ..globalization import nielsen_update
 from ..linear import DampedSolve, Solve, Solved, factorize
 from ..linearization import Linearization
 from ._geodesic import geodesic_step
-from ._method import AbstractMethod, StepInfo, keep, quotient, solution, solve_info
+from ._method import AbstractMethod, StepInfo, keep, lin_is_finite, quotient, solution, solve_info
 
 TINY = 1e-6  # the damping of the linear parameters, relative to that of the others
 CUT = 1e-14  # the damping of the elimination, relative to the largest diagonal entry of J_c^T J_c
@@ -95,7 +95,7 @@ class VariableProjectionMethod(AbstractMethod):
         scaled = jax.tree.map(jnp.multiply, factor.scale, v)
         predicted = 0.5 * (factor.damping * tree_dot(v, scaled) - tree_dot(v, lin.grad))
         gain_ratio = quotient(lin.value - trial, predicted)
-        started = jnp.isfinite(lin.value) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
+        started = lin_is_finite(lin) & jnp.isfinite(damping)  # a non-finite start moves nothing, not even lambda
         accepted = started & jnp.isfinite(trial) & (trial < lin.value)
         new_damping, growth = nielsen_update(factor.damping, state.growth, gain_ratio, accepted, size)
         update = jax.tree.map(lambda s: jnp.where(accepted, s, jnp.zeros_like(s)), step)

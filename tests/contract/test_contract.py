@@ -142,6 +142,16 @@ def test_float32_under_x64(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_a_step_traces_with_x64_off(name):
+    with jax.enable_x64(False):
+        tx, params = TRANSFORMATIONS[name](), start()
+        state = tx.init(params)
+        _, after, value = jax.eval_shape(step, tx, bind(), params, state)
+    assert shape(after) == shape(state)
+    assert value.dtype == "float32" and "64" not in str({leaf.dtype for leaf in jax.tree.leaves(after)})
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_nan_in_the_data_moves_nothing(name, paths):
     tx, params = TRANSFORMATIONS[name](), start()
     first = tx.init(params)
@@ -153,6 +163,17 @@ def test_nan_in_the_data_moves_nothing(name, paths):
     for _ in range(6):  # and the state is still usable
         after, state, value = step(tx, bind(), after, state)
     assert float(value) < paths(name)[2][0]
+
+
+@pytest.mark.parametrize("name", ["target_ratio_trust_region", "anagram", "levenberg_marquardt dual"])
+def test_a_nan_in_the_jacobian_alone_moves_nothing(name):
+    objective = so.Objective(interior=so.Term(lambda u, x: exact(x) + jnp.sqrt(0 * u(x))))
+    tx, params = TRANSFORMATIONS[name](), start()
+    first = tx.init(params)
+    after, state, value = step(tx, objective.bind({"interior": grid(6)}, static=STATIC), params, first)
+    assert np.isfinite(value) and relative(after, params) == 0 and not so.info(state).accepted
+    for old, new in zip(jax.tree.leaves(without_info(first)), jax.tree.leaves(without_info(state)), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMATIONS if name != "natural_gradient"])

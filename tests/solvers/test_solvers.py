@@ -128,10 +128,18 @@ def test_errors():
         so.least_squares(loss, SOLVERS["GaussNewton"](), params)
     with pytest.raises(TypeError, match="bound objective"):
         so.least_squares(lambda p: p, SOLVERS["GaussNewton"](), params)
+    with pytest.raises(TypeError, match="solver must be an optimistix minimiser, got GaussNewton"):
+        so.minimise(loss, SOLVERS["GaussNewton"](), params)
     with pytest.raises(ValueError, match="rtol must be at least 0"):
         so.LevenbergMarquardt(-1.0, 1e-3)
     with pytest.raises(ValueError, match="scaling must be one of"):
         so.GaussNewton(1e-3, 1e-3, scaling="none")
+
+
+def test_a_non_finite_gradient_is_told():
+    solver = so.NewtonKrylov(1e-8, 1e-8)
+    solution = optx.minimise(lambda y, args: jnp.sum(jnp.sqrt(y)) + 1, solver, jnp.zeros(2), throw=False)
+    assert solution.result == optx.RESULTS.nonfinite and int(solution.stats["num_steps"]) == 1
 
 
 def test_underdetermined_systems_use_the_dual_form():

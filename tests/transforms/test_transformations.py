@@ -161,9 +161,21 @@ def test_errors_say_what_to_do():
         (lambda: so.levenberg_marquardt(init_damping=0.0), "init_damping must be greater than 0"),
         (lambda: so.gauss_newton(scaling="marqardt"), "Did you mean 'marquardt'"),
         (lambda: so.scale_by_gauss_newton(-1.0), "damping must be at least 0"),
-        (lambda: so.levenberg_marquardt(init_damping=jnp.ones(2)), "must be one number"),
+        (lambda: so.levenberg_marquardt(init_damping=jnp.ones(2)), "must be one real number"),
+        (lambda: so.levenberg_marquardt(init_damping=1j), "must be one real number"),
+        (lambda: so.kfac(jnp.inf), "init_damping must be finite"),
+        (lambda: so.target_ratio_trust_region(2.0), "target must be less than 1"),
+        (lambda: so.target_ratio_trust_region(radii=1), "radii must be at least 2"),
     ):
         with pytest.raises(ValueError, match=message):
+            make()
+    for make, message in (
+        (lambda: tx.init({"w": jnp.ones(2), "n": jnp.arange(2)}), r"params\['n'\] has dtype int"),
+        (lambda: so.hessian_free().init(jnp.ones(2, jnp.float16)), "has dtype float16"),
+        (lambda: so.natural_gradient("h1"), "metric must be a Metric.*'h1'"),
+        (lambda: so.variable_projection("c"), "linear must be a function"),
+    ):
+        with pytest.raises(TypeError, match=message):
             make()
 
 

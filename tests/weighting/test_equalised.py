@@ -57,9 +57,11 @@ def test_errors():
     params, loss = problem()
     tx = so.equalised(so.gauss_newton(), ["inside", "boundary"])
     grad = jax.grad(loss)(params)
-    with pytest.raises(ValueError, match=r"no terms \['inside'\]"):
+    with pytest.raises(ValueError, match=r"terms must be all those .* got \['boundary', 'inside'\]"):
         tx.update(grad, tx.init(params), params, grad=grad, value_fn=loss)
     with pytest.raises(TypeError, match="must be a bound objective"):
         tx.update(grad, tx.init(params), params, grad=grad, value_fn=lambda p: loss(p))
+    with pytest.raises(TypeError, match="got the string 'interior'"):
+        so.equalised(so.gauss_newton(), "interior")
     with pytest.raises(ValueError, match="floor must be greater than 0"):
         so.equalised(so.gauss_newton(), POISSON, floor=0.0)
