@@ -34,8 +34,8 @@ class Stop(eqx.Module):
         plateau: int | None = None,
         seconds: ArrayLike | None = None,
     ):
-        self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss, finite=False)
-        self.error = number("Stop(error=...)", -jnp.inf if error is None else error, finite=False)
+        self.loss = number("Stop(loss=...)", -jnp.inf if loss is None else loss, at_least=-jnp.inf, finite=False)
+        self.error = number("Stop(error=...)", -jnp.inf if error is None else error, at_least=-jnp.inf, finite=False)
         never = jnp.iinfo(jnp.int32).max
         self.plateau = jnp.int32(never if plateau is None else count("Stop(plateau=...)", plateau))
         self.seconds = number("Stop(seconds=...)", jnp.inf if seconds is None else seconds, above=0, finite=False)
