@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._taps import Hoist
+from ._split import Hoist
 from ._views import View, assemble
 
 

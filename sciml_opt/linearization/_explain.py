@@ -7,7 +7,8 @@ import jax
 from jaxtyping import PyTree
 
 from ._point_rows import multiplied_out
-from ._taps import Tapped, Use
+from ._split import Use
+from ._taps import Tapped
 from ._views import View
 
 

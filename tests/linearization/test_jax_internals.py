@@ -30,7 +30,9 @@ def only(f, *args):
 
 
 def changed(what):
-    return f"JAX {jax.__version__} changed {what}; sciml_opt/linearization/_program.py or _taps.py must follow"
+    return (
+        f"JAX {jax.__version__} changed {what}; sciml_opt/linearization/_program.py, _split.py or _taps.py must follow"
+    )
 
 
 @pytest.mark.parametrize(("wrap", "what"), [(jax.jit, "jax.jit"), (jax.checkpoint, "jax.checkpoint")])
