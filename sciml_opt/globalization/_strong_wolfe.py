@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from .._tree import tree_add, tree_dtype, tree_scale
+from .._tree import tree_add, tree_dot, tree_dtype, tree_scale, tree_where
 from ._line_search import LineSearch
 
 
@@ -16,6 +16,7 @@ class _Point(NamedTuple):
     eta: Scalar
     value: Scalar
     slope: Scalar
+    grad: PyTree  # None where only the slope is asked for
 
 
 class _State(NamedTuple):
@@ -40,11 +41,12 @@ def strong_wolfe_search(
 
         phi(eta) <= phi(0) + c1 eta phi'(0)     and     |phi'(eta)| <= c2 |phi'(0)|,     phi(eta) = L(theta + eta d)
 
-    The bracket doubles until it holds such a point; inside, the next trial is the minimiser of the cubic through both
-    ends, or their middle where the cubic is near an end or an end is not finite. Where `phi(eta)` and `phi(0)` differ
-    by rounding only, the first condition becomes `phi'(eta) <= (2 c1 - 1) phi'(0)`, which agrees with it on a parabola
-    (the approximate Wolfe condition). The step never increases the loss: the best trial, or 0, is returned when none
-    satisfies both.
+    Until a bracket holds such a point the trials grow, to the zero of the secant through the last two slopes, by a
+    factor of 2 to 5. Inside, the next trial is the minimiser of the cubic through both ends, at least a tenth of the
+    bracket away from them, or the middle where an end is not finite. Where `phi(eta)` and `phi(0)` differ by rounding
+    only, the first condition becomes `phi'(eta) <= (2 c1 - 1) phi'(0)`, which agrees with it on a parabola (the
+    approximate Wolfe condition), and of equal values the one with the flatter slope is the better. The step never
+    increases the loss: the best trial, or 0, is returned when none satisfies both.
 
     **Arguments:** `value` is `L(params)`, `slope` is `<grad, d>`, negative (otherwise the step is 0); `sufficient` is
     c1, `curvature` is c2, `0 < c1 < c2 < 1`.
@@ -55,47 +57,90 @@ def strong_wolfe_search(
     doi:10.1137/030601880.
     """
     one = jnp.ones((), tree_dtype(params))
+
+    def trial(eta):
+        def line(eta):
+            return loss(tree_add(params, tree_scale(eta, direction)))
+
+        value, slope = jax.jvp(line, (eta,), (one,))
+        return _Point(eta, value, slope, None)
+
+    last = _search(trial, _Point(0 * one, value, slope, None), sufficient, curvature, trials)
+    return LineSearch(last.low.eta, last.low.value, 2 * last.trials, jnp.int32(0))
+
+
+def strong_wolfe_gradient_search(
+    loss: Callable[[PyTree], Scalar],
+    params: PyTree,
+    direction: PyTree,
+    value: Scalar,
+    grad: PyTree,
+    sufficient: float = 1e-4,
+    curvature: float = 0.9,
+    trials: int = 20,
+) -> tuple[LineSearch, PyTree]:
+    """`strong_wolfe_search`, and the gradient where it ends, for methods that go on from there.
+
+    **Returns:** the search, and `grad L(theta + eta d)` (`grad` itself for a step of 0).
+
+    **Cost:** one value and gradient a trial, at most `trials`; it keeps three gradients.
+    """
+
+    def trial(eta):
+        value, grad = jax.value_and_grad(loss)(tree_add(params, tree_scale(eta, direction)))
+        return _Point(eta, value, tree_dot(grad, direction), grad)
+
+    start = _Point(jnp.zeros((), tree_dtype(params)), value, tree_dot(grad, direction), grad)
+    last = _search(trial, start, sufficient, curvature, trials)
+    return LineSearch(last.low.eta, last.low.value, jnp.int32(0), last.trials), last.low.grad
+
+
+def _search(
+    trial_at: Callable[[Scalar], _Point], start: _Point, sufficient: float, curvature: float, trials: int
+) -> _State:
+    value, slope = start.value, start.slope
+    one = jnp.ones_like(start.eta)
     rounding = 10 * jnp.finfo(one.dtype).eps * jnp.abs(value)
 
-    def line(eta):
-        return loss(tree_add(params, tree_scale(eta, direction)))
-
-    def search(state: _State):
+    def unfinished(state: _State):
         return ~state.done & (state.trials < trials)
 
     def body(state: _State) -> _State:
         low, high, eta = state.low, state.high, state.eta
-        trial = _Point(eta, *jax.jvp(line, (eta,), (one,)))
+        trial = trial_at(eta)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         rounded = jnp.abs(trial.value - value) <= rounding
         decreases = trial.value <= value + sufficient * eta * slope
         decreases = decreases | (rounded & (trial.slope <= (2 * sufficient - 1) * slope))
         flat = jnp.abs(trial.slope) <= -curvature * slope
-        better = finite & decreases & (trial.value < low.value)
-        # at rounding level a value that is no better ends the search as well: more trials would compare noise
-        done = finite & decreases & flat & (better | rounded)
+        flatter = (trial.value == low.value) & (jnp.abs(trial.slope) < jnp.abs(low.slope))
+        better = finite & decreases & ((trial.value < low.value) | flatter)
+        # at rounding level a value that is no better ends the search as well, if it has a better one to return
+        done = finite & decreases & flat & (better | (rounded & (low.eta > 0)))
         # a minimiser lies between `low` and the trial if the trial is too high, or if it rises towards `high`
         overshot = better & (trial.slope * jnp.sign(high.eta - low.eta) >= 0)
-        high = _choose(better, _choose(overshot, low, high), trial)
-        low = _choose(better, trial, low)
-        return _State(low, high, _between(low, high), state.trials + 1, done)
+        growing = better & ~overshot & ~jnp.isfinite(high.eta)
+        beyond = _beyond(low, trial)
+        high = tree_where(better, tree_where(overshot, low, high), trial)
+        low = tree_where(better, trial, low)
+        return _State(low, high, jnp.where(growing, beyond, _between(low, high)), state.trials + 1, done)
 
-    start = _Point(0 * one, value, slope)
-    first = _State(start, _Point(jnp.inf * one, value, slope), one, jnp.int32(0), ~(slope < 0) | ~jnp.isfinite(value))
-    last = lax.while_loop(search, body, first)
-    return LineSearch(last.low.eta, last.low.value, 2 * last.trials, jnp.int32(0))
+    first = _State(start, start._replace(eta=jnp.inf * one), one, jnp.int32(0), ~(slope < 0) | ~jnp.isfinite(value))
+    return lax.while_loop(unfinished, body, first)
+
+
+def _beyond(previous: _Point, last: _Point) -> Scalar:
+    """The zero of the secant through both slopes, 1 to 4 times their distance beyond the last."""
+    part = last.slope / (previous.slope - last.slope)
+    part = jnp.where(part >= 0, jnp.clip(part, 1, 4), 4)  # a slope that gets steeper says nothing but "further"
+    return last.eta + part * (last.eta - previous.eta)
 
 
 def _between(low: _Point, high: _Point) -> Scalar:
-    """The minimiser of the cubic with these values and slopes, if it is well inside; the middle, or the double."""
+    """The minimiser of the cubic with these values and slopes, at least a tenth away from both ends; or the middle."""
     width = high.eta - low.eta
     d1 = low.slope + high.slope - 3 * (high.value - low.value) / width
     size = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(low.slope), jnp.abs(high.slope)))  # squares may overflow
     d2 = jnp.sign(width) * size * jnp.sqrt((d1 / size) ** 2 - (low.slope / size) * (high.slope / size))
     part = 1 - (high.slope + d2 - d1) / (high.slope - low.slope + 2 * d2)
-    inside = (part >= 0.1) & (part <= 0.9)  # false for a NaN
-    return jnp.where(jnp.isfinite(width), low.eta + jnp.where(inside, part, 0.5) * width, 2 * low.eta)
-
-
-def _choose(condition: Bool[Array, ""], a: _Point, b: _Point) -> _Point:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return low.eta + jnp.where(jnp.isfinite(part), jnp.clip(part, 0.1, 0.9), 0.5) * width

@@ -96,6 +96,33 @@ class AbstractMethod(eqx.Module):
         """One step. Returns the update (to be added to `params`; zero if the step was rejected) and the new state."""
 
 
+class AbstractGradientMethod(AbstractMethod):
+    """A method that needs values and gradients only, and leaves those at its new point in `state.value`, `state.grad`.
+
+    They are what the next step starts from as long as the loss stays the same function, so that nothing is evaluated
+    twice (`optax.value_and_grad_from_state` reads them). Before the first step `state.value` is infinite.
+    """
+
+    structured: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def advance(
+        self, loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree, state: Any
+    ) -> tuple[PyTree, Any]:
+        """One step, as `step`, from the value and the gradient at `params`."""
+
+    def step(self, loss: Callable[[PyTree], Scalar], params: PyTree, state: Any) -> tuple[PyTree, Any]:
+        value, grad = jax.value_and_grad(loss)(params)
+        return self.advance(loss, params, value, grad, state)
+
+
+def carried_value_and_grad(
+    loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree
+) -> tuple[Scalar, PyTree]:
+    """What the last step left, `value` and `grad` at `params`; evaluated where there is none yet."""
+    return lax.cond(jnp.isfinite(value), lambda _: (value, grad), jax.value_and_grad(loss), params)
+
+
 def line_search_step(
     loss: Loss,
     params: PyTree,

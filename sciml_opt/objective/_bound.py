@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from .._tree import tree_dtype
 from ..linearization import (
@@ -88,7 +88,11 @@ class BoundObjective(eqx.Module):
     `tx.update(..., value_fn=loss)`.
 
     **Methods:** `loss(params)`; `loss.linearize(params)`; `loss.residual(params)`; `loss.values(params)`;
-    `loss.terms`; and for methods, other losses on the same terms: `reweighted`, `subsample`, `freeze`, `pull_back`.
+    `loss.gradients(params)`; `loss.terms`; `loss.sizes`; and for methods, other losses on the same terms:
+    `reweighted`, `subsample`, `part`, `freeze`, `pull_back`.
+
+    **Attributes:** `index` and `blocks`: which block of the data this loss is on, and of how many; `None` unless it was
+    bound to a `Block`.
     """
 
     _terms: dict[str, BoundTerm]
@@ -97,6 +101,8 @@ class BoundObjective(eqx.Module):
     _where: _Static = eqx.field(static=True)
     _chunk: int | None = eqx.field(static=True)
     _mesh: Mesh | None = eqx.field(static=True)
+    index: Int[Array, ""] | None
+    blocks: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -105,6 +111,8 @@ class BoundObjective(eqx.Module):
         where: PyTree | Callable | None,
         chunk: int | None = None,
         mesh: Mesh | None = None,
+        index: Int[Array, ""] | None = None,
+        blocks: int | None = None,
     ):
         self._terms = terms
         self._static_arrays, rest = eqx.partition(static, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
@@ -112,6 +120,8 @@ class BoundObjective(eqx.Module):
         self._where = _Static(jax.tree.map(lambda leaf: leaf if callable(leaf) else bool(leaf), where))
         self._chunk = chunk
         self._mesh = mesh
+        self.index = index
+        self.blocks = blocks
 
     # Identity, so that `jax.jit(loss)` and `jax.value_and_grad(loss)` take it as the function that it is.
     __hash__ = object.__hash__
@@ -130,6 +140,21 @@ class BoundObjective(eqx.Module):
     def values(self, params: PyTree) -> dict[str, Scalar]:
         """The weighted value of every term; they add up to `L(params)`."""
         return {name: block.value(params) for name, block in self._blocks(params).items()}
+
+    def gradients(
+        self, params: PyTree, terms: Iterable[str] | None = None
+    ) -> tuple[dict[str, Scalar], dict[str, PyTree]]:
+        """The weighted value of every term and its gradient; they add up to `L(params)` and its gradient.
+
+        **Arguments:** `params`; `terms`, the names of some terms, by default all.
+
+        **Cost:** all together one gradient of `L`, since every term has its own points; memory of a gradient a term.
+        """
+        names = self.terms if terms is None else tuple(terms)
+        self._check_terms(names)
+        blocks = self._blocks(params)
+        pairs = {name: jax.value_and_grad(blocks[name].value)(params) for name in names}
+        return {name: value for name, (value, _) in pairs.items()}, {name: grad for name, (_, grad) in pairs.items()}
 
     def residual(self, params: PyTree) -> Float[Array, " N"]:
         """The flat whitened residual `rho` with `L = 0.5 |rho|^2`; least squares only."""
@@ -150,6 +175,11 @@ class BoundObjective(eqx.Module):
     def terms(self) -> tuple[str, ...]:
         """The names of the terms, sorted."""
         return tuple(self._terms)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of points of every term but products."""
+        return {name: term.count for name, term in self._terms.items() if not isinstance(term.inner, ProductMap)}
 
     def reweighted(self, factors: Mapping[str, ArrayLike]) -> "BoundObjective":
         """The same terms, their weights times `factors[name]` (1 for a term that is not named)."""
@@ -172,6 +202,16 @@ class BoundObjective(eqx.Module):
         keys = dict(zip(self._terms, jax.random.split(key, len(self._terms)), strict=True))
         return self._with_terms({name: _subsample(term, keys[name], fraction) for name, term in self._terms.items()})
 
+    def part(self, index: ArrayLike, count: int) -> "BoundObjective":
+        """The loss on one of `count` equal parts of the points of every term; the mean over all parts is the loss.
+
+        The points are dealt out at random, always in the same way. Product terms, and those of fewer than `count`
+        points, are kept whole.
+
+        **Arguments:** `index` of the part, which may be traced; `count` of parts.
+        """
+        return self._with_terms({name: _part(term, index, count) for name, term in self._terms.items()})
+
     def freeze(self, frozen: PyTree) -> "BoundObjective":
         """The loss as a function of the other parameters alone.
 
@@ -182,7 +222,9 @@ class BoundObjective(eqx.Module):
         if static is None:
             static = jax.tree.map(lambda _: None, frozen)
         arrays = frozen if self._static_arrays is None else eqx.combine(frozen, self._static_arrays)
-        return BoundObjective(self._terms, eqx.combine(arrays, static), self._where.tree, self._chunk, self._mesh)
+        static = eqx.combine(arrays, static)
+        options = self._where.tree, self._chunk, self._mesh, self.index, self.blocks
+        return BoundObjective(self._terms, static, *options)
 
     def pull_back(self, metric: Metric, params: PyTree) -> StructuredJacobian:
         """`J` with `J^T J = G`, the metric pulled back to the parameters: `G_ij = <d_i m, d_j m>`, see `Metric`."""
@@ -238,6 +280,27 @@ def _subsample(term: BoundTerm, key: PRNGKeyArray, fraction: float) -> BoundTerm
     weights = None if term.weights is None else term.weights[chosen] * (term.count / count)
     points = jax.tree.map(lambda leaf: leaf[chosen], term.points)
     return BoundTerm(term.inner, term.outer, points, term.weight, weights, count)
+
+
+def deal(total: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`total` points dealt out at random to `count` hands of equal size; the last hands may lack one.
+
+    **Returns:** the points of each hand, and whether they are there (what is lacking repeats a point); `(count, size)`.
+    """
+    size = -(-total // count)
+    order = np.random.default_rng(seed).permutation(total)
+    places = np.arange(size * count).reshape(size, count).T
+    return order[places % total], places < total
+
+
+def _part(term: BoundTerm, index: ArrayLike, count: int) -> BoundTerm:
+    if isinstance(term.inner, ProductMap) or term.count < count:
+        return term
+    hands, there = (jnp.asarray(array)[index] for array in deal(term.count, count))
+    weights = jnp.full(hands.shape, 1 / term.count) if term.weights is None else term.weights[hands]
+    weights = jnp.where(there, count * weights, 0)
+    points = jax.tree.map(lambda leaf: leaf[hands], term.points)
+    return BoundTerm(term.inner, term.outer, points, term.weight, weights, len(hands))
 
 
 def _measured(term: BoundTerm, metric: Metric, name: str) -> BoundTerm:

@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from .._check import count as positive
 from ..linearization import half_squared_norm
@@ -35,6 +35,17 @@ class Weighted(NamedTuple):
 
     points: PyTree
     weights: ArrayLike
+
+
+class Block(eqx.Module):
+    """A batch that is one of `count` equal parts of larger data, and knows which: what `Blocks` draws.
+
+    **Attributes:** `batch`, as for `Objective.bind`; `index`, of the part; `count`, the number of parts.
+    """
+
+    batch: dict[str, Any]
+    index: Int[Array, ""]
+    count: int = eqx.field(static=True)
 
 
 class Term(eqx.Module):
@@ -116,7 +127,7 @@ class Objective(eqx.Module):
 
     def bind(
         self,
-        batch: Mapping[str, PyTree | Weighted],
+        batch: Mapping[str, PyTree | Weighted] | Block,
         static: PyTree = None,
         *,
         where: PyTree | Callable[[Any], bool] | None = None,
@@ -128,7 +139,7 @@ class Objective(eqx.Module):
         **Arguments:**
 
         - `batch`: one entry a term, each a pytree whose leaves share a leading point axis, or `Weighted`; for a
-          `Product` a `ProductBatch`.
+          `Product` a `ProductBatch`. Or a `Block`, whose index the loss then remembers.
         - `static`: what `eqx.partition(model, eqx.is_inexact_array)` returned second; `None` if `params` itself is the
           model.
         - `where`: which parameters are trained; a pytree of bools (a prefix of the parameters' tree) or a function of a
@@ -144,6 +155,9 @@ class Objective(eqx.Module):
         **Errors:** `ValueError` for an unknown or a missing batch key, an empty batch or leading axes that differ;
         `TypeError` for a model with dropout or mutable state. All at trace time.
         """
+        index = blocks = None
+        if isinstance(batch, Block):
+            batch, index, blocks = batch.batch, batch.index, batch.count
         _check_keys(batch, self.terms)
         _check_stateless(static)
         chunk = None if chunk is None else positive("chunk", chunk)
@@ -157,7 +171,7 @@ class Objective(eqx.Module):
                 inner = product_map(name, product, points, weights)
                 count = math.prod(inner.shape)
             else:
-                count = _count(name, points, weights)
+                count = point_count(name, points, weights)
                 if mesh is not None:
                     points, weights, count = shard(points, weights, count, mesh)
                 inner = PointMap(*eqx.partition(term.inner, eqx.is_array), name)
@@ -170,7 +184,7 @@ class Objective(eqx.Module):
                 weights=None if weights is None else jnp.asarray(weights),
                 count=count,
             )
-        return BoundObjective(bound, static, where, chunk, mesh)
+        return BoundObjective(bound, static, where, chunk, mesh, index, blocks)
 
 
 def _check_keys(batch: Mapping[str, PyTree], terms: Mapping[str, Term]) -> None:
@@ -186,7 +200,7 @@ def _check_keys(batch: Mapping[str, PyTree], terms: Mapping[str, Term]) -> None:
         raise ValueError(f"batch lacks the entries {missing}; it has {sorted(map(str, batch))}, one a term is needed.")
 
 
-def _count(name: str, points: PyTree, weights: ArrayLike | None) -> int:
+def point_count(name: str, points: PyTree, weights: ArrayLike | None) -> int:
     """The common leading axis of one batch entry."""
     leaves = jax.tree_util.tree_leaves_with_path(points)
     if not leaves:

@@ -3,7 +3,7 @@
 ```python
 >>> from sciml_opt import problems
 >>> problems.names()
-('burgers', 'deep_ritz1d', 'heat1d', 'poisson2d', 'poisson5d')
+('burgers', 'convection', 'deep_ritz1d', 'heat1d', 'poisson2d', 'poisson5d')
 >>> problems.get("heat1d").title
 'Heat equation, one space dimension'
 

@@ -7,13 +7,14 @@ import jax
 
 from .._check import one_of
 from ._burgers import burgers
+from ._convection import convection
 from ._deep_ritz1d import deep_ritz1d
 from ._heat1d import heat1d
 from ._poisson2d import poisson2d
 from ._poisson5d import poisson5d
 from ._problem import Problem
 
-_BUILDERS = {builder.__name__: builder for builder in (burgers, deep_ritz1d, heat1d, poisson2d, poisson5d)}
+_BUILDERS = {builder.__name__: builder for builder in (burgers, convection, deep_ritz1d, heat1d, poisson2d, poisson5d)}
 
 
 def names() -> tuple[str, ...]:
@@ -24,7 +25,8 @@ def names() -> tuple[str, ...]:
 def get(name: str, **options: Any) -> Problem:
     """A problem by name.
 
-    **Arguments:** `name`, one of `names()`; `options` of that problem (`burgers`: `boundary="periodic"`).
+    **Arguments:** `name`, one of `names()`; `options` of that problem (`burgers`: `boundary="periodic"`; `convection`:
+    `beta=40.0`).
 
     **Returns:** a `Problem`; the same object for the same arguments, so that nothing is built or compiled twice.
 

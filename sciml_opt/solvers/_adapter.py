@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar
 from .._check import number, parameters
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
-from ..methods import AbstractMethod, Loss
+from ..methods import AbstractGradientMethod, AbstractMethod, Loss, carried_value_and_grad
 from ..objective import BoundObjective
 
 
@@ -99,7 +99,11 @@ class _MethodFace(eqx.Module):
 
     def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
         loss = options["objective"] if "objective" in options else self._loss(fn, args)
-        update, method_state = self.method.step(loss, y, state.method)
+        if isinstance(self.method, AbstractGradientMethod):
+            value, grad = carried_value_and_grad(loss, y, state.method.value, state.method.grad)
+            update, method_state = self.method.advance(loss, y, value, grad, state.method)
+        else:
+            update, method_state = self.method.step(loss, y, state.method)
         new_y, info = tree_add(y, update), method_state.info
         dtype = tree_dtype(y)
         rtol, atol = self.rtol.astype(dtype), self.atol.astype(dtype)

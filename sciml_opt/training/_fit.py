@@ -28,14 +28,32 @@ CHUNK_SECONDS = 0.25  # a chunk is cut short to look at the clock about this oft
 
 
 class Phase(NamedTuple):
-    """One stage of a run: an optimizer, its number of steps, and when to leave it for the next stage.
+    """One stage of a run: an optimizer, its number of steps, when to leave it for the next stage, and its own data.
 
-    **Example:** `[so.Phase(optax.adam(1e-3), 500, until=so.Stop(plateau=99)), so.Phase(so.gauss_newton(), 300)]`.
+    What carries over to the next phase: the parameters, the best iterate, the number of the step (from which samplers
+    draw), and the state of the optimizer if both phases hold the same one (the same object): its moments, pairs,
+    matrices, damping, and the count that its schedules go by. Another optimizer starts anew, at step 0 of its
+    schedules, and so does the count of a plateau.
+
+    **Arguments:** `optimizer`; `steps` at most; `until`, a `Stop` that ends the phase: after a plateau, at a loss, an
+    error or a norm of the gradient, when the batch is too noisy, or after a time; `data`, in place of that of `fit`.
+
+    **Example:**
+
+    ```python
+    warm_up = optax.warmup_cosine_decay_schedule(0.0, 5e-3, 200, 2000)
+    phases = [
+        so.Phase(optax.adam(warm_up), 2000, until=so.Stop(plateau=200)),
+        so.Phase(so.lbfgs(), 1000, until=so.Stop(grad_norm=1e-4)),
+        so.Phase(so.levenberg_marquardt(), 300),
+    ]
+    ```
     """
 
     optimizer: Any
     steps: int
     until: Stop | None = None
+    data: Any = None
 
 
 class Progress(NamedTuple):
@@ -60,9 +78,11 @@ class FitResult(NamedTuple):
     - `loss` of the last iterate; `error` of `model` (NaN without a metric).
     - `status`: a `RESULTS` code; `RESULTS[status]` is its text.
     - `steps`: steps made.
-    - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term, `error` (after
-      each step; NaN where it was not evaluated), `phase`, `seconds` (training time until then, see below) and the
+    - `history`: numpy arrays of length `steps`: `loss` (before each step), `loss/NAME` of each term (of an optimizer
+      that carries its loss, such as L-BFGS, only as often as the error), `error` (after each step; NaN where it was not
+      evaluated), `phase`, `seconds` (training time until then, see below) and the
       fields of `StepInfo` (NaN or 0 for other optimizers).
+    - `optimizer_state`: of the last phase, for `so.info` and `so.average`.
     - `compile_seconds`, `train_seconds`: process CPU seconds on CPU, wall-clock seconds on an accelerator.
     """
 
@@ -74,6 +94,7 @@ class FitResult(NamedTuple):
     status: RESULTS
     steps: int
     history: dict[str, np.ndarray]
+    optimizer_state: Any
     compile_seconds: float
     train_seconds: float
 
@@ -92,6 +113,7 @@ def fit(
     mesh: Mesh | None = None,
     metric: Callable[[Any], ArrayLike] | None = None,
     metric_every: int = 10,
+    resample_every: int = 1,
     until: Stop | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -114,6 +136,7 @@ def fit(
     - `where`, `chunk`, `mesh`: which parameters are trained, how many points are evaluated at a time, and over which
       devices they are sharded, as in `Objective.bind`.
     - `metric`: `model -> scalar` error; it is evaluated every `metric_every` steps.
+    - `resample_every`: steps between two draws of a sampler. A method that carries curvature keeps it across draws.
     - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only.
     - `callback`: called with a `Progress` after each chunk; a true return value stops the run.
     - `checkpoint`: a file, written about every `checkpoint_every` seconds and at the end.
@@ -135,7 +158,8 @@ def fit(
     phases = _phases(optimizer, steps)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=FILE, the file to continue from.")
-    options = dict(where=where, chunk=chunk, mesh=mesh, metric=metric, metric_every=metric_every, until=until or Stop())
+    options = dict(where=where, chunk=chunk, mesh=mesh, metric=metric, metric_every=metric_every)
+    options |= dict(resample_every=resample_every, until=until or Stop())
     host = _Host(until or Stop(), callback, checkpoint, checkpoint_every, progress)
     if seeds is None:
         return host.fit(model, objective, phases, data, key, resume, options)
@@ -162,7 +186,11 @@ class _Host:
 
     def fit(self, model, objective, phases, data, key, resume: bool, options: dict) -> FitResult:
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        runs = [Run.build(objective, phase.optimizer, data, static=static, **options) for phase in phases]
+        own = [data if phase.data is None else phase.data for phase in phases]
+        runs = [
+            Run.build(objective, phase.optimizer, its, static=static, **options)
+            for phase, its in zip(phases, own, strict=True)
+        ]
         self.total = sum(phase.steps for phase in phases)
         self.record = Record()
         self.meter = _Meter(self.total, self.progress)
@@ -175,7 +203,8 @@ class _Host:
             status = self._phase(runs[self.index], phases[self.index], ends[self.index])
             while bool(status == RESULTS.phase_done) and self.index + 1 < len(phases):
                 self.index += 1
-                self.state = _enter(runs[self.index], self.state)
+                same = phases[self.index].optimizer is phases[self.index - 1].optimizer
+                self.state = _enter(runs[self.index], self.state, same)
                 status = self._phase(runs[self.index], phases[self.index], ends[self.index])
         except KeyboardInterrupt:
             status = RESULTS.interrupted
@@ -193,6 +222,7 @@ class _Host:
             status=status,
             steps=int(last.step),
             history=self.record.arrays(),
+            optimizer_state=last.optimizer,
             compile_seconds=self.record.compile_seconds,
             train_seconds=self.record.seconds,
         )
@@ -276,10 +306,12 @@ def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
     return phases
 
 
-def _enter(run: Run, state: TrainState) -> TrainState:
-    """The next phase starts from the parameters of the last, with a fresh optimizer state and plateau count."""
+def _enter(run: Run, state: TrainState, same: bool) -> TrainState:
+    """The start of the next phase; with the `same` optimizer its state goes on, but for losses of the old data."""
     fresh = run.init(state.params, state.key)
-    return fresh._replace(step=state.step, best_params=state.best_params, best_loss=state.best_loss)
+    optimizer = run.stepper.forget(state.optimizer) if same else fresh.optimizer
+    kept = dict(step=state.step, best_params=state.best_params, best_loss=state.best_loss)
+    return fresh._replace(optimizer=optimizer, **kept)
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
 """One step of any optimizer: optax transformations and optimistix solvers behind one interface."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,8 +9,21 @@ import optax
 import optimistix as optx
 from jaxtyping import PyTree, Scalar
 
+from ..methods import AbstractGradientMethod
 from ..objective import BoundObjective
 from ..solvers import MethodMinimiser, MethodSolver
+
+
+class Carried(NamedTuple):
+    """Value and gradient that an optimizer carries for the point that its last step led to; value infinite at first."""
+
+    value: Scalar
+    grad: PyTree
+
+
+def _holds(state: Any) -> bool:
+    """Whether a state has `value` and `grad` of the point that its step led to, as optax's line searches and ours."""
+    return {"value", "grad"} <= set(getattr(state, "_fields", ()))
 
 
 class OptaxStepper(eqx.Module):
@@ -27,6 +40,18 @@ class OptaxStepper(eqx.Module):
         # Strong types: the weakly typed counters of some states would retrace at the second step.
         return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.optimizer.init(params))
 
+    def carried(self, state: Any) -> Carried | None:
+        """What the state has for the present point, if the loss is still the same function."""
+        last: Any = state[-1] if type(state) is tuple and state else state  # the end of a chain
+        return Carried(last.value, last.grad) if _holds(last) else None
+
+    def forget(self, state: Any) -> Any:
+        """The state for another loss: without the value that it carries."""
+        if type(state) is tuple and state:
+            return (*state[:-1], self.forget(state[-1]))
+        last: Any = state
+        return last._replace(value=jnp.full_like(last.value, jnp.inf)) if _holds(last) else last
+
     def step(self, loss: BoundObjective, params: PyTree, state: Any, value: Scalar, grad: PyTree):
         updates, state = self.optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss)
         return optax.apply_updates(params, updates), state, jnp.zeros((), bool)
@@ -38,8 +63,17 @@ class OptimistixStepper(eqx.Module):
     optimizer: optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
 
     @property
-    def fixed_batch(self) -> bool:  # stock solvers compare losses across steps; a step of ours is self-contained
-        return not isinstance(self.optimizer, MethodSolver | MethodMinimiser)
+    def fixed_batch(self) -> bool:
+        """Whether the solver compares losses across steps, as stock ones do; most steps of ours are self-contained."""
+        if isinstance(self.optimizer, MethodSolver | MethodMinimiser):
+            return isinstance(self.optimizer.method, AbstractGradientMethod)
+        return True
+
+    def carried(self, state: Any) -> None:
+        return None
+
+    def forget(self, state: Any) -> Any:
+        return state
 
     def _options(self, loss: BoundObjective) -> dict[str, Any]:
         return {"objective": loss} if isinstance(self.optimizer, MethodSolver | MethodMinimiser) else {}

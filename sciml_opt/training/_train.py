@@ -9,12 +9,13 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree, Scalar
 
 from .._check import count
 from .._results import RESULTS
-from .._tree import tree_all_finite, tree_dtype, tree_where
+from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..objective import BoundObjective, Objective
+from ..sampling import norm_test
 from ..transforms import step_infos
 from ._stepper import OptaxStepper, OptimistixStepper, make_stepper
 from ._stop import Stop
@@ -77,6 +78,7 @@ def train(
     key: Array | None = None,
     metric: Callable[[Any], ArrayLike] | None = None,
     metric_every: int = 1,
+    resample_every: int = 1,
     until: Stop | None = None,
 ) -> TrainResult:
     """A training run as one pure function of arrays: one `lax.scan`, to be jitted, vmapped or mapped over seeds.
@@ -92,6 +94,7 @@ def train(
       devices they are sharded, as in `Objective.bind`.
     - `key`: needed by a sampler only.
     - `metric`: `model -> scalar` error, evaluated every `metric_every` steps.
+    - `resample_every`: steps between two draws of a sampler.
     - `until`: early stop; the remaining steps of the scan do nothing.
 
     **Returns:** a `TrainResult`.
@@ -117,6 +120,7 @@ def train(
         mesh=mesh,
         metric=metric,
         metric_every=metric_every,
+        resample_every=resample_every,
         until=until,
     )
     state = run.init(params, key)
@@ -146,9 +150,12 @@ class Run(eqx.Module):
     mesh: Mesh | None = eqx.field(static=True)
     metric: Callable[[Any], ArrayLike] | None
     metric_every: Int[Array, ""]
+    resample_every: int = eqx.field(static=True)
 
     @classmethod
-    def build(cls, objective, optimizer, data, *, static, where, chunk, mesh, metric, metric_every, until) -> "Run":
+    def build(
+        cls, objective, optimizer, data, *, static, where, chunk, mesh, metric, metric_every, resample_every, until
+    ) -> "Run":
         stepper = make_stepper(optimizer)
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective of Terms, got {type(objective).__name__}.")
@@ -162,12 +169,13 @@ class Run(eqx.Module):
         if not callable(data):
             data = jax.tree.map(jnp.asarray, data)
         every = jnp.asarray(count("metric_every", metric_every), jnp.int32)
-        return cls(objective, stepper, data, static, where, chunk, mesh, metric, every)
+        resample = count("resample_every", resample_every)
+        return cls(objective, stepper, data, static, where, chunk, mesh, metric, every, resample)
 
     def bind(self, key: Array, step: Int[Array, ""]) -> BoundObjective:
         batch: Any = self.data
         if callable(batch):
-            batch = batch(jax.random.fold_in(key, step))
+            batch = batch(jax.random.fold_in(key, step // self.resample_every))
         return self.objective.bind(batch, self.static, where=self.where, chunk=self.chunk, mesh=self.mesh)
 
     def init(self, params: PyTree, key: Array | None) -> TrainState:
@@ -217,12 +225,8 @@ class Run(eqx.Module):
         """Step number `number` and its record. `until` ends the run, `phase_until` only the phase."""
         loss = self.bind(state.key, state.step)
         dtype = state.best_loss.dtype
-
-        def value_and_terms(params):
-            terms = loss.values(params)
-            return sum(terms.values(), start=jnp.zeros((), dtype)), terms
-
-        (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
+        measured = number % self.metric_every == 0
+        value, grad, terms = self.evaluate(loss, state, measured)
         params, optimizer, converged = self.stepper.step(loss, state.params, state.optimizer, value, grad)
         if self.where is not None:  # weight decay would move what is frozen
             params = eqx.combine(eqx.filter(params, self.where), state.params)
@@ -232,20 +236,48 @@ class Run(eqx.Module):
 
         state = _track(state, value)
         error = lax.cond(
-            number % self.metric_every == 0,
+            measured,
             lambda p: self.error(p, dtype),
             lambda _: jnp.full((), jnp.nan, dtype),
             params,
         )
         left = (value <= phase_until.loss.astype(dtype)) | (error <= phase_until.error.astype(dtype))
-        left = left | (state.stalled >= phase_until.plateau) | converged
+        left = left | (state.stalled >= phase_until.plateau) | converged | _flat(phase_until, grad)
+        left = left | _noisy(phase_until, loss, params, measured)
+        stalled = (state.stalled >= until.plateau) | _noisy(until, loss, params, measured)
+        reached = reached | (error <= until.error.astype(dtype)) | _flat(until, grad)
         result = RESULTS.where(left, RESULTS.phase_done, state.result)
-        result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
-        result = RESULTS.where(reached | (error <= until.error.astype(dtype)), RESULTS.target_reached, result)
+        result = RESULTS.where(stalled, RESULTS.plateau, result)
+        result = RESULTS.where(reached, RESULTS.target_reached, result)
         result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
         info = next(iter(step_infos(optimizer)), None)
         state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
         return state, {"loss": value, "terms": terms, "error": error, "info": info}
+
+    def evaluate(
+        self, loss: BoundObjective, state: TrainState, measured: Bool[Array, ""]
+    ) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
+        """Value, gradient and terms of the loss at the present point.
+
+        An optimizer that carries value and gradient there has evaluated them: the terms are then only measured with the
+        error, since they would cost another evaluation.
+        """
+        dtype = state.best_loss.dtype
+
+        def value_and_terms(params):
+            terms = loss.values(params)
+            return sum(terms.values(), start=jnp.zeros((), dtype)), terms
+
+        carried = self.stepper.carried(state.optimizer)
+        if carried is None or (callable(self.data) and self.resample_every == 1):
+            (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
+            return value, grad, terms
+        same = jnp.isfinite(carried.value)
+        if callable(self.data):
+            same = same & (state.step % self.resample_every != 0)
+        value, grad = lax.cond(same, lambda _: tuple(carried), jax.value_and_grad(loss), state.params)
+        nothing = dict.fromkeys(loss.terms, jnp.full((), jnp.nan, dtype))
+        return value, grad, lax.cond(measured, loss.values, lambda _: nothing, state.params)
 
     def error(self, params: PyTree, dtype) -> Scalar:
         if self.metric is None:
@@ -264,6 +296,21 @@ class Run(eqx.Module):
 
     def final_params(self, state: TrainState) -> PyTree:
         return tree_where(state.result == RESULTS.nonfinite_loss, state.best_params, state.params)
+
+
+def _flat(until: Stop, grad: PyTree) -> Bool[Array, ""]:
+    if until.grad_norm is None:
+        return jnp.zeros((), bool)
+    norm = tree_norm(grad)
+    return norm <= until.grad_norm.astype(norm.dtype)
+
+
+def _noisy(until: Stop, loss: BoundObjective, params: PyTree, measured: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the norm test fails, where it is made."""
+    theta = until.noise
+    if theta is None:
+        return jnp.zeros((), bool)
+    return lax.cond(measured, lambda p: ~norm_test(loss, p, theta), lambda _: jnp.zeros((), bool), params)
 
 
 def _track(state: TrainState, value: Scalar) -> TrainState:

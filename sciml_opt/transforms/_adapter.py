@@ -8,11 +8,13 @@ updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from .._check import parameters
-from ..methods import AbstractMethod, Loss, StepInfo
+from .._tree import tree_dtype
+from ..methods import AbstractGradientMethod, AbstractMethod, Loss, StepInfo
 from ..objective import BoundObjective
 
 
@@ -37,9 +39,11 @@ def _init(method: AbstractMethod, params: PyTree) -> Any:
 
 
 def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, value_fn=None, value=None, **extra_args):
-    del value, extra_args
+    del extra_args
     loss: Loss = bound_objective(value_fn, params) if method.structured else any_function(value_fn, params)
     require_gradient(updates, grad)
+    if isinstance(method, AbstractGradientMethod) and value is not None:
+        return method.advance(loss, params, jnp.asarray(value, tree_dtype(params)), updates, state)
     return method.step(loss, params, state)
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from sciml_opt.globalization import LineSearch, armijo_search, line_search, strong_wolfe_search, trust_region_update
+from sciml_opt.globalization import (
+    LineSearch,
+    armijo_search,
+    line_search,
+    strong_wolfe_gradient_search,
+    strong_wolfe_search,
+    trust_region_update,
+)
 
 C1, C2 = 1e-4, 0.9
 X = jnp.array([-1.2, 1.0])
@@ -86,6 +93,7 @@ def test_float32_near_rounding_never_increases_and_stops_early():
     """A quadratic on top of a constant: differences of values are rounding, slopes are not."""
     f = lambda x: jnp.float32(1) + jnp.sum(x**2 * jnp.array([1.0, 3.0], jnp.float32))
     search = jax.jit(lambda x, d: strong_wolfe_search(f, x, d, f(x), jax.grad(f)(x) @ d))
+    slope = jax.jit(lambda x, d: jax.grad(f)(x) @ d)
     rng, moved, trials = np.random.default_rng(0), 0, []
     for size in np.repeat([1e-1, 1e-2, 1e-3, 3e-4, 1e-4, 1e-6], 30):
         x = jnp.asarray(size * rng.normal(size=2), jnp.float32)
@@ -94,9 +102,31 @@ def test_float32_near_rounding_never_increases_and_stops_early():
         moved += bool(found.step_size > 0)
         trials.append(int(found.evaluations) // 2)
         assert found.step_size.dtype == jnp.float32
-        after = f(x + found.step_size * d)
-        assert after < f(x) or (found.step_size == 0 and found.value == f(x))
+        end = x + found.step_size * d
+        assert f(end) <= f(x) and found.value == f(end)
+        # of equal values the flatter one: the gradient is known where the difference of the values is not
+        assert f(end) < f(x) or found.step_size == 0 or abs(slope(end, d)) < abs(slope(x, d))
     assert moved >= 90 and max(trials) <= 20 and np.mean(trials) < 5
+
+
+def test_float32_goes_on_below_the_rounding_of_the_loss():
+    f = lambda x: jnp.float32(1) + jnp.sum(x**2 * jnp.array([1.0, 3.0], jnp.float32))
+
+    @jax.jit
+    def descend(x):
+        for _ in range(12):
+            g = jax.grad(f)(x)
+            found, g_new = strong_wolfe_gradient_search(f, x, -jnp.float32(0.2) * g, f(x), g)
+            x = x - found.step_size * jnp.float32(0.2) * g
+        return x, found, g_new
+
+    for seed in range(5):
+        x = jnp.asarray(1e-4 * np.random.default_rng(seed).normal(size=2), jnp.float32)
+        assert f(x) == 1  # no difference of values is left
+        end, found, gradient = descend(x)
+        assert jnp.linalg.norm(end) < 1e-2 * jnp.linalg.norm(x)
+        np.testing.assert_array_equal(gradient, jax.grad(f)(end))
+        assert int(found.evaluations) == 0 and int(found.gradients) >= 1
 
 
 def test_the_path_does_not_depend_on_the_scale_of_the_loss():

@@ -34,6 +34,7 @@ def cole_hopf_jax(x):
 
 EXACT = {
     "burgers": cole_hopf_jax,
+    "convection": lambda x: jnp.sin(x[0] - 10 * x[1]),
     "deep_ritz1d": lambda x: jnp.cos(jnp.pi * x[0]),
     "heat1d": lambda x: jnp.exp(-(jnp.pi**2) * x[1] / 4) * jnp.sin(jnp.pi * x[0]),
     "poisson2d": lambda x: jnp.sin(jnp.pi * x[0]) * jnp.sin(jnp.pi * x[1]),
@@ -224,7 +225,7 @@ def test_first_use_inside_a_trace_keeps_no_tracer():
 
 @pytest.mark.bad_input
 def test_registry():
-    assert NAMES == ("burgers", "deep_ritz1d", "heat1d", "poisson2d", "poisson5d")
+    assert NAMES == ("burgers", "convection", "deep_ritz1d", "heat1d", "poisson2d", "poisson5d")
     assert problems.get("burgers") is problems.get("burgers")
     assert problems.get("burgers", boundary="periodic") is problems.get("burgers", boundary="periodic")
     assert problems.get("burgers", boundary="periodic") is not problems.get("burgers")

@@ -1,0 +1,186 @@
+"""Limited-memory BFGS with a strong Wolfe line search."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from .._check import count, one_of
+from .._tree import ravel, tree_dtype, tree_norm, tree_size, tree_where, unravel
+from ..globalization import LineSearch, strong_wolfe_gradient_search
+from ._method import AbstractGradientMethod, StepInfo, quotient, search_info, searched_update
+
+Correction = Literal["cautious", "damped"]
+Initial = Literal["diagonal", "scalar"]
+
+
+class Memory(NamedTuple):
+    """The last pairs `s = theta+ - theta`, `y = g+ - g`, in a ring: pair number k in row k mod m."""
+
+    s: Float[Array, "m P"]
+    y: Float[Array, "m P"]
+    rho: Float[Array, " m"]  # 1 / s^T y
+    pairs: Int[Array, ""]  # since the memory was empty
+    diagonal: Float[Array, " P"]  # H_0; zero before the first pair
+
+    @classmethod
+    def empty(cls, size: int, params: PyTree) -> "Memory":
+        dtype, length = tree_dtype(params), tree_size(params)
+        rows = jnp.zeros((size, length), dtype)
+        return cls(rows, rows, jnp.zeros(size, dtype), jnp.int32(0), jnp.zeros(length, dtype))
+
+
+def two_loop(memory: Memory, g: Float[Array, " P"]) -> Float[Array, " P"]:
+    """`H g`, the inverse Hessian approximation of the memory times a vector; of length 1 before the first pair.
+
+    **Cost:** `8 m P` flops.
+
+    Source: Nocedal (1980), doi:10.1090/S0025-5718-1980-0572855-7.
+    """
+    s, y, rho, pairs, diagonal = memory
+    size = s.shape[0]
+    held = jnp.minimum(pairs, size)
+
+    def newest_to_oldest(k, carry):
+        q, alpha = carry
+        row = (pairs - 1 - k) % size
+        a = rho[row] * jnp.vdot(s[row], q)
+        return q - a * y[row], alpha.at[row].set(a)
+
+    def oldest_to_newest(k, r):
+        row = (pairs - held + k) % size
+        return r + (alpha[row] - rho[row] * jnp.vdot(y[row], r)) * s[row]
+
+    q, alpha = lax.fori_loop(0, held, newest_to_oldest, (g, jnp.zeros_like(rho)))
+    r = jnp.where(diagonal > 0, diagonal, quotient(jnp.ones_like(rho[0]), tree_norm(g))) * q
+    return lax.fori_loop(0, held, oldest_to_newest, r)
+
+
+def updated_diagonal(diagonal: Float[Array, " P"], s: Float[Array, " P"], y: Float[Array, " P"]) -> Float[Array, " P"]:
+    """The diagonal of the BFGS update of `B = D^-1`, after `D` was scaled so that `y^T D y = s^T y`.
+
+        1 / D+ = 1 / D + y^2 / s^T y - (s / D)^2 / s^T D^-1 s
+
+    Source: Gilbert and Lemarechal (1989), doi:10.1007/BF01589113.
+    """
+    sy = jnp.vdot(s, y)
+    d = jnp.where(diagonal > 0, diagonal, 1)
+    d = d * (sy / jnp.vdot(y, d * y))
+    new = 1 / (1 / d + y**2 / sy - (s / d) ** 2 / jnp.vdot(s, s / d))
+    return jnp.where(jnp.isfinite(new) & (new > 0), new, d)  # rounding may take an entry below zero
+
+
+def powell(
+    s: Float[Array, " P"], y: Float[Array, " P"], Bs: Float[Array, " P"], fraction: float = 0.2
+) -> Float[Array, " P"]:
+    """`phi y + (1 - phi) B s`, with the largest `phi <= 1` for which `s^T y >= fraction s^T B s`.
+
+    Source: Powell (1978), doi:10.1007/BFb0067703; Nocedal and Wright, procedure 18.2.
+    """
+    sy, sBs = jnp.vdot(s, y), jnp.vdot(s, Bs)
+    phi = jnp.where(sy >= fraction * sBs, 1, (1 - fraction) * quotient(sBs, sBs - sy))
+    return phi * y + (1 - phi) * Bs
+
+
+def resolved(
+    s: Float[Array, " P"], y: Float[Array, " P"], g: Float[Array, " P"], g_new: Float[Array, " P"]
+) -> Bool[Array, ""]:
+    """Whether the curvature along `s` is positive, and above the rounding of the gradients: the cautious update."""
+    rounding = jnp.finfo(s.dtype).eps * tree_norm(s) * (tree_norm(g) + tree_norm(g_new))
+    sy = jnp.vdot(s, y)
+    return jnp.isfinite(sy) & (sy > rounding)
+
+
+def remember(
+    memory: Memory, s: Float[Array, " P"], y: Float[Array, " P"], keep: Bool[Array, ""], initial: Initial
+) -> Memory:
+    """The memory with one more pair, if it is to be kept; the oldest one goes."""
+    row = memory.pairs % memory.s.shape[0]
+    s, y = jnp.where(keep, s, 1), jnp.where(keep, y, 1)
+    sy = jnp.vdot(s, y)
+    if initial == "diagonal":
+        diagonal = updated_diagonal(memory.diagonal, s, y)
+    else:
+        diagonal = jnp.full_like(s, sy / jnp.vdot(y, y))
+    return Memory(
+        s=memory.s.at[row].set(jnp.where(keep, s, memory.s[row])),
+        y=memory.y.at[row].set(jnp.where(keep, y, memory.y[row])),
+        rho=memory.rho.at[row].set(jnp.where(keep, 1 / sy, memory.rho[row])),
+        pairs=memory.pairs + keep.astype(jnp.int32),
+        diagonal=jnp.where(keep, diagonal, memory.diagonal),
+    )
+
+
+class LBFGSState(NamedTuple):
+    memory: Memory
+    value: Scalar  # and gradient, at the point that the last step led to
+    grad: PyTree
+    info: StepInfo
+
+
+class LBFGSMethod(AbstractGradientMethod):
+    """Limited-memory BFGS.
+
+            d = -H g,   H from the last m pairs s = theta+ - theta, y = g+ - g, and H_0
+            theta+ = theta + eta d,   eta by `strong_wolfe_gradient_search`
+
+        `H_0` is a diagonal by `updated_diagonal`, or `(s^T y / y^T y) I`.
+    A pair without positive curvature above rounding is left out, or damped by `powell` with `B s = -eta g`. After a
+        failed search the memory is dropped, and the next step is along the gradient. See `sciml_opt.lbfgs`.
+    """
+
+    memory: int = eqx.field(static=True)
+    correction: Correction = eqx.field(static=True)
+    initial: Initial = eqx.field(static=True)
+
+    def __init__(self, memory: int = 20, *, correction: Correction = "cautious", initial: Initial = "diagonal"):
+        self.memory = count("memory", memory)
+        self.initial = one_of("initial", initial, get_args(Initial))
+        self.correction = one_of("correction", correction, get_args(Correction))
+
+    def init(self, params: PyTree) -> LBFGSState:
+        nowhere = jnp.full((), jnp.inf, tree_dtype(params))
+        grad = unravel(jnp.zeros(tree_size(params), nowhere.dtype), params)
+        return LBFGSState(Memory.empty(self.memory, params), nowhere, grad, StepInfo.of(params))
+
+    def advance(
+        self, loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree, state: LBFGSState
+    ) -> tuple[PyTree, LBFGSState]:
+        memory, g = state.memory, ravel(grad)
+        d = -two_loop(memory, g)
+        found, new_grad = strong_wolfe_gradient_search(loss, params, unravel(d, params), value, grad)
+        started, moved, report = quasi_newton_info(value, g, d, found)
+        s, g_new = jnp.where(moved, found.step_size * d, 0), ravel(new_grad)
+        y = g_new - g
+        if self.correction == "damped":
+            y = powell(s, y, -found.step_size * g)
+        memory = remember(memory, s, y, moved & resolved(s, y, g, g_new), self.initial)
+
+        failed = started & ~moved
+        # first without pairs, then without H_0, from a step of length 1; if that fails too, the point is stationary
+        bare = failed & (state.memory.pairs == 0)
+        stationary = failed & jnp.all(state.memory.diagonal == 0)
+        memory = memory._replace(pairs=jnp.where(failed, 0, memory.pairs), diagonal=jnp.where(bare, 0, memory.diagonal))
+        report["step_norm"] = jnp.where(stationary, 0, report["step_norm"])
+        value, grad = tree_where(started, (found.value, new_grad), (state.value, state.grad))
+        update = searched_update(found, unravel(d, params))
+        return update, LBFGSState(memory, value, grad, StepInfo.of(params, **report))
+
+
+def quasi_newton_info(
+    value: Scalar, g: Float[Array, " P"], d: Float[Array, " P"], found: LineSearch
+) -> tuple[Bool[Array, ""], Bool[Array, ""], dict[str, Any]]:
+    """Whether the start was finite, whether it moved, and the fields of `StepInfo`; the gain over the linear model."""
+    grad_norm, moved = tree_norm(g), found.step_size > 0
+    started = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    report = {
+        "loss": value,
+        "gain_ratio": quotient(value - found.value, -found.step_size * jnp.vdot(g, d)),
+        "grad_norm": grad_norm,
+        "rung": started & ~moved,
+        **search_info(found, d),
+    }
+    return started, moved, report
