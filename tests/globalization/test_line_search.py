@@ -121,7 +121,7 @@ def test_float32_goes_on_below_the_rounding_of_the_loss():
         return x, found, g_new
 
     for seed in range(5):
-        x = jnp.asarray(1e-4 * np.random.default_rng(seed).normal(size=2), jnp.float32)
+        x = jnp.asarray(3e-5 * np.random.default_rng(seed).normal(size=2), jnp.float32)
         assert f(x) == 1  # no difference of values is left
         end, found, gradient = descend(x)
         assert jnp.linalg.norm(end) < 1e-2 * jnp.linalg.norm(x)
