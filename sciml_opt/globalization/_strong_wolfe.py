@@ -65,7 +65,7 @@ def strong_wolfe_search(
         value, slope = jax.jvp(line, (eta,), (one,))
         return _Point(eta, value, slope, None)
 
-    last = _search(trial, _Point(0 * one, value, slope, None), sufficient, curvature, trials)
+    last = _search(trial, _Point(0 * one, value, slope, None), value, sufficient, curvature, trials)
     return LineSearch(last.low.eta, last.low.value, 2 * last.trials, jnp.int32(0))
 
 
@@ -75,11 +75,18 @@ def strong_wolfe_gradient_search(
     direction: PyTree,
     value: Scalar,
     grad: PyTree,
+    lowest: Scalar | None = None,
     sufficient: float = 1e-4,
     curvature: float = 0.9,
     trials: int = 20,
 ) -> tuple[LineSearch, PyTree]:
     """`strong_wolfe_search`, and the gradient where it ends, for methods that go on from there.
+
+    Where losses differ by rounding only (`100 eps |L|`), the slopes alone decide, as long as the loss is no further
+    above `lowest` than that: in float32 a gradient is known long after its decrease of the loss is not, and a search
+    that insists on lower values is caught at a point whose rounding happens to be low.
+
+    **Arguments:** `lowest`, the lowest value of this loss so far, by default `value`.
 
     **Returns:** the search, and `grad L(theta + eta d)` (`grad` itself for a step of 0).
 
@@ -91,16 +98,27 @@ def strong_wolfe_gradient_search(
         return _Point(eta, value, tree_dot(grad, direction), grad)
 
     start = _Point(jnp.zeros((), tree_dtype(params)), value, tree_dot(grad, direction), grad)
-    last = _search(trial, start, sufficient, curvature, trials)
+    lowest = value if lowest is None else lowest
+    last = _search(trial, start, lowest + _rounding(lowest), sufficient, curvature, trials)
     return LineSearch(last.low.eta, last.low.value, jnp.int32(0), last.trials), last.low.grad
 
 
+def _rounding(value: Scalar) -> Scalar:
+    """What two values may differ by through rounding: second derivatives cancel, and lose a digit or two."""
+    return 100 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+
 def _search(
-    trial_at: Callable[[Scalar], _Point], start: _Point, sufficient: float, curvature: float, trials: int
+    trial_at: Callable[[Scalar], _Point],
+    start: _Point,
+    ceiling: Scalar,
+    sufficient: float,
+    curvature: float,
+    trials: int,
 ) -> _State:
+    """`ceiling`, the highest value at which slopes alone may decide."""
     value, slope = start.value, start.slope
     one = jnp.ones_like(start.eta)
-    rounding = 10 * jnp.finfo(one.dtype).eps * jnp.abs(value)
 
     def unfinished(state: _State):
         return ~state.done & (state.trials < trials)
@@ -109,12 +127,13 @@ def _search(
         low, high, eta = state.low, state.high, state.eta
         trial = trial_at(eta)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
-        rounded = jnp.abs(trial.value - value) <= rounding
-        decreases = trial.value <= value + sufficient * eta * slope
-        decreases = decreases | (rounded & (trial.slope <= (2 * sufficient - 1) * slope))
+        rounded = jnp.abs(trial.value - value) <= _rounding(value)
+        by_slope = rounded & (trial.slope <= (2 * sufficient - 1) * slope)
+        decreases = by_slope | (trial.value <= value + sufficient * eta * slope)
         flat = jnp.abs(trial.slope) <= -curvature * slope
         flatter = (trial.value == low.value) & (jnp.abs(trial.slope) < jnp.abs(low.slope))
         better = finite & decreases & ((trial.value < low.value) | flatter)
+        better = better | (finite & by_slope & flat & (trial.value <= ceiling) & (low.eta == 0))
         # at rounding level a value that is no better ends the search as well, if it has a better one to return
         done = finite & decreases & flat & (better | (rounded & (low.eta > 0)))
         # a minimiser lies between `low` and the trial if the trial is too high, or if it rises towards `high`

@@ -60,15 +60,21 @@ def two_loop(memory: Memory, g: Float[Array, " P"]) -> Float[Array, " P"]:
 
 
 def updated_diagonal(diagonal: Float[Array, " P"], s: Float[Array, " P"], y: Float[Array, " P"]) -> Float[Array, " P"]:
-    """The diagonal of the BFGS update of `B = D^-1`, after `D` was scaled so that `y^T D y = s^T y`.
+    """The diagonal of the BFGS update of `B = D^-1`, after `D` was enlarged until `y^T D y >= s^T y`.
 
+        D <- max(1, s^T y / y^T D y) D         (before the first pair: (s^T y / y^T y) I)
         1 / D+ = 1 / D + y^2 / s^T y - (s / D)^2 / s^T D^-1 s
 
-    Source: Gilbert and Lemarechal (1989), doi:10.1007/BF01589113.
+    With the quotient itself in place of the maximum (Gilbert and Lemarechal) the loss of PINNs fell less: `D` shrinks
+    by each pair along a steep direction, as the first `H` of BFGS does. That it only grows is Al-Baali's rule for BFGS.
+
+    Source: Gilbert and Lemarechal (1989), doi:10.1007/BF01589113; Al-Baali (1998), doi:10.1023/A:1018315205474.
     """
     sy = jnp.vdot(s, y)
-    d = jnp.where(diagonal > 0, diagonal, 1)
-    d = d * (sy / jnp.vdot(y, d * y))
+    known = diagonal > 0
+    d = jnp.where(known, diagonal, 1)
+    scale = sy / jnp.vdot(y, d * y)
+    d = d * jnp.where(known, jnp.maximum(1, scale), scale)
     new = 1 / (1 / d + y**2 / sy - (s / d) ** 2 / jnp.vdot(s, s / d))
     return jnp.where(jnp.isfinite(new) & (new > 0), new, d)  # rounding may take an entry below zero
 
@@ -114,8 +120,13 @@ def remember(
     )
 
 
+HOPELESS = 3  # searches in a row, all but the first along the gradient: the point is stationary but for rounding
+
+
 class LBFGSState(NamedTuple):
     memory: Memory
+    failures: Int[Array, ""]  # searches that failed in a row
+    lowest: Scalar  # loss so far, as long as it is the same function
     value: Scalar  # and gradient, at the point that the last step led to
     grad: PyTree
     info: StepInfo
@@ -144,14 +155,15 @@ class LBFGSMethod(AbstractGradientMethod):
     def init(self, params: PyTree) -> LBFGSState:
         nowhere = jnp.full((), jnp.inf, tree_dtype(params))
         grad = unravel(jnp.zeros(tree_size(params), nowhere.dtype), params)
-        return LBFGSState(Memory.empty(self.memory, params), nowhere, grad, StepInfo.of(params))
+        return LBFGSState(Memory.empty(self.memory, params), jnp.int32(0), nowhere, nowhere, grad, StepInfo.of(params))
 
     def advance(
         self, loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree, state: LBFGSState
     ) -> tuple[PyTree, LBFGSState]:
         memory, g = state.memory, ravel(grad)
-        d = -two_loop(memory, g)
-        found, new_grad = strong_wolfe_gradient_search(loss, params, unravel(d, params), value, grad)
+        d = -two_loop(memory, g) * retry_length(state.failures - 1, g.dtype)
+        lowest = jnp.where(value == state.value, state.lowest, value)
+        found, new_grad = strong_wolfe_gradient_search(loss, params, unravel(d, params), value, grad, lowest)
         started, moved, report = quasi_newton_info(value, g, d, found)
         s, g_new = jnp.where(moved, found.step_size * d, 0), ravel(new_grad)
         y = g_new - g
@@ -159,15 +171,21 @@ class LBFGSMethod(AbstractGradientMethod):
             y = powell(s, y, -found.step_size * g)
         memory = remember(memory, s, y, moved & resolved(s, y, g, g_new), self.initial)
 
-        failed = started & ~moved
-        # first without pairs, then without H_0, from a step of length 1; if that fails too, the point is stationary
-        bare = failed & (state.memory.pairs == 0)
-        stationary = failed & jnp.all(state.memory.diagonal == 0)
-        memory = memory._replace(pairs=jnp.where(failed, 0, memory.pairs), diagonal=jnp.where(bare, 0, memory.diagonal))
-        report["step_norm"] = jnp.where(stationary, 0, report["step_norm"])
-        value, grad = tree_where(started, (found.value, new_grad), (state.value, state.grad))
+        failed = started & ~moved  # the next step is without pairs, and if it fails too, without H_0
+        failures = jnp.where(started, jnp.where(failed, state.failures + 1, 0), state.failures)
+        memory = memory._replace(
+            pairs=jnp.where(failed, 0, memory.pairs), diagonal=jnp.where(failures > 1, 0, memory.diagonal)
+        )
+        report["step_norm"] = jnp.where(failures > HOPELESS, 0, report["step_norm"])
+        new = jnp.minimum(lowest, found.value), found.value, new_grad
+        here = tree_where(started, new, (state.lowest, state.value, state.grad))
         update = searched_update(found, unravel(d, params))
-        return update, LBFGSState(memory, value, grad, StepInfo.of(params, **report))
+        return update, LBFGSState(memory, failures, *here, StepInfo.of(params, **report))
+
+
+def retry_length(failures: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
+    """A factor of the step along the gradient after searches along it have failed: other trials than before."""
+    return jnp.asarray(0.3, dtype) ** (jnp.maximum(failures - 1, 0) % 8).astype(dtype)
 
 
 def quasi_newton_info(

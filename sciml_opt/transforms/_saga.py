@@ -88,9 +88,7 @@ def _init(number: _Count, params: PyTree) -> SagaState:
     return SagaState(table, jax.tree.map(jnp.zeros_like, params))
 
 
-def _update(
-    number: _Count, updates, state: SagaState, params=None, *, value_fn=None, value=None, grad=None, **extra
-):
+def _update(number: _Count, updates, state: SagaState, params=None, *, value_fn=None, value=None, grad=None, **extra):
     del params, value, extra
     index = _index(value_fn, number.blocks)
     require_gradient(updates, grad)

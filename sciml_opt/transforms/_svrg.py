@@ -92,9 +92,9 @@ def _update(
     del value, extra
     minibatch = any_function(value_fn, params)
     require_gradient(updates, grad)
-    full = lax.cond(state.step % every == 0, full_gradient, lambda _: state.full, params)
-    taken = (state.step % every == 0) & tree_all_finite(full)
-    snapshot, full = tree_where(taken, (params, full), (state.snapshot, state.full))
+    due = state.step % every == 0
+    full = lax.cond(due, full_gradient, lambda _: state.full, params)
+    snapshot, full = tree_where(due & tree_all_finite(full), (params, full), (state.snapshot, state.full))
     control = jax.grad(minibatch)(snapshot)
     v = jax.tree.map(lambda g, c, f: g - c + f, updates, control, full)
     return finite_or_zero(v), SvrgState(state.step + 1, snapshot, full)

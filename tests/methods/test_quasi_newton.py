@@ -68,8 +68,7 @@ def textbook_lbfgs(g, path, eta, memory, correction, initial):
         if initial == "scalar":
             D = np.full(len(s), s @ y / (y @ y))
         else:
-            D = np.ones(len(s)) if D is None else D
-            D = D * (s @ y) / (y @ (D * y))
+            D = np.full(len(s), s @ y / (y @ y)) if D is None else D * max(1, (s @ y) / (y @ (D * y)))
             B = np.diag(1 / D)
             D = 1 / np.diag(B - np.outer(B @ s, B @ s) / (s @ B @ s) + np.outer(y, y) / (s @ y))
 
@@ -370,13 +369,14 @@ def test_float32_goes_on_while_the_gradient_is_above_rounding():
             true = ravel_pytree(jax.grad(exact)(wide))[0]
             error = jnp.linalg.norm(ravel_pytree(grad)[0].astype(jnp.float64) - true) / jnp.linalg.norm(true)
             new = optax.apply_updates(params, updates)
-            return (new, state), (so.info(state), error, loss(new) <= value)
+            return (new, state), (so.info(state), error, loss(new) / value - 1)
 
         return jax.lax.scan(body, (params, tx.init(params)), None, length=600)[1]
 
     for seed in range(5):
-        info, error, no_increase = run(problem(seed=seed, dtype=jnp.float32)[0])
-        assert np.all(no_increase)
+        info, error, increase = run(problem(seed=seed, dtype=jnp.float32)[0])
+        # as the method sees it; evaluated anew, in a program that XLA fuses otherwise, up to rounding
+        assert np.all(info.trial_loss <= np.minimum.accumulate(info.loss) * (1 + 1.3e-5)) and np.max(increase) < 2e-5
         stationary = (info.rung == 1) & (info.step_norm == 0)
         assert np.all(error[stationary] > 0.03), error[stationary]
         assert info.loss[-1] < 1e-2 * info.loss[0]
