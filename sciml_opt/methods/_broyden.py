@@ -78,9 +78,9 @@ class BroydenMethod(AbstractGradientMethod):
         report["step_norm"] = jnp.where(failures > HOPELESS, 0, report["step_norm"])
         updates = jnp.where(failed, 0, state.updates + keep.astype(jnp.int32))
         new = jnp.minimum(lowest, found.value), found.value, new_grad
-        here = tree_where(started, new, (state.lowest, state.value, state.grad))
-        update = searched_update(found, unravel(d, params))
-        return update, BroydenState(H, updates, failures, *here, StepInfo.of(params, **report))
+        lowest, value, grad = tree_where(started, new, (state.lowest, state.value, state.grad))
+        update, info = searched_update(found, unravel(d, params)), StepInfo.of(params, **report)
+        return update, BroydenState(H, updates, failures, lowest, value, grad, info)
 
 
 def broyden_update(

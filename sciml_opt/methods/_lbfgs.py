@@ -178,9 +178,9 @@ class LBFGSMethod(AbstractGradientMethod):
         )
         report["step_norm"] = jnp.where(failures > HOPELESS, 0, report["step_norm"])
         new = jnp.minimum(lowest, found.value), found.value, new_grad
-        here = tree_where(started, new, (state.lowest, state.value, state.grad))
-        update = searched_update(found, unravel(d, params))
-        return update, LBFGSState(memory, failures, *here, StepInfo.of(params, **report))
+        lowest, value, grad = tree_where(started, new, (state.lowest, state.value, state.grad))
+        update, info = searched_update(found, unravel(d, params)), StepInfo.of(params, **report)
+        return update, LBFGSState(memory, failures, lowest, value, grad, info)
 
 
 def retry_length(failures: Int[Array, ""], dtype: jnp.dtype) -> Scalar:

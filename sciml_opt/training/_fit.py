@@ -1,6 +1,5 @@
 """`fit`: the host shell around compiled chunks of training steps."""
 
-import itertools
 import math
 import os
 import time
@@ -191,21 +190,21 @@ class _Host:
             Run.build(objective, phase.optimizer, its, static=static, **options)
             for phase, its in zip(phases, own, strict=True)
         ]
-        self.total = sum(phase.steps for phase in phases)
+        self.total, self.phases = sum(phase.steps for phase in phases), len(phases)
         self.record = Record()
         self.meter = _Meter(self.total, self.progress)
-        self.index, self.state = 0, runs[0].init(params, key)
+        self.index, self.begin, self.state = 0, 0, runs[0].init(params, key)
         if resume and Path(self.checkpoint).exists():
-            self.index, self.state = self._load(runs, params, key)
+            self.index, self.begin, self.state = self._load(runs, params, key)
         self.last, self.loss, self.error = self.state, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
-        ends = list(itertools.accumulate(phase.steps for phase in phases))
         try:
-            status = self._phase(runs[self.index], phases[self.index], ends[self.index])
+            status = self._phase(runs[self.index], phases[self.index])
             while bool(status == RESULTS.phase_done) and self.index + 1 < len(phases):
                 self.index += 1
                 same = phases[self.index].optimizer is phases[self.index - 1].optimizer
                 self.state = _enter(runs[self.index], self.state, same)
-                status = self._phase(runs[self.index], phases[self.index], ends[self.index])
+                self.begin = int(self.state.step)
+                status = self._phase(runs[self.index], phases[self.index])
         except KeyboardInterrupt:
             status = RESULTS.interrupted
             self._save()
@@ -227,9 +226,9 @@ class _Host:
             train_seconds=self.record.seconds,
         )
 
-    def _phase(self, run: Run, phase: Phase, end: int) -> RESULTS:
-        """Chunks of one phase, up to step `end` of the run; returns how it ended."""
-        phase_until = phase.until or Stop()
+    def _phase(self, run: Run, phase: Phase) -> RESULTS:
+        """Chunks of one phase; returns how it ended."""
+        phase_until, end = phase.until or Stop(), self.begin + phase.steps
         record, begin, saved = self.record, self.record.wall, time.perf_counter()
         started = _clock()
         _chunk(run, self.state, self.until, phase_until, self.state.step)  # no steps: it compiles
@@ -250,7 +249,7 @@ class _Host:
             if bool(self.state.result != RESULTS.successful):
                 verdict = self.state.result
             elif step >= end:
-                verdict = RESULTS.steps_done if step >= self.total else RESULTS.phase_done
+                verdict = RESULTS.phase_done if self.index + 1 < self.phases else RESULTS.steps_done
             elif record.wall >= self.until.seconds:
                 verdict = RESULTS.time_budget_spent
             elif record.wall - begin >= phase_until.seconds:
@@ -271,10 +270,10 @@ class _Host:
 
     def _save(self) -> None:
         if self.checkpoint is not None:
-            header = self.record.header() | {"phase": self.index}
+            header = self.record.header() | {"phase": self.index, "begin": self.begin}
             save_checkpoint(self.checkpoint, self.state, self.record.arrays(), header)
 
-    def _load(self, runs: list[Run], params: PyTree, key: Array | None) -> tuple[int, TrainState]:
+    def _load(self, runs: list[Run], params: PyTree, key: Array | None) -> tuple[int, int, TrainState]:
         header = read_header(self.checkpoint)
         index = header["phase"]
         if index >= len(runs):
@@ -287,7 +286,7 @@ class _Host:
         holds = (state.best_loss <= until.loss) | (error <= until.error) | (state.stalled >= until.plateau)
         stopped = (state.result == RESULTS.target_reached) | (state.result == RESULTS.plateau)
         running: Any = RESULTS.successful
-        return index, state._replace(result=RESULTS.where(stopped & ~holds, running, state.result))
+        return index, header["begin"], state._replace(result=RESULTS.where(stopped & ~holds, running, state.result))
 
 
 def _phases(optimizer: Any, steps: int | None) -> list[Phase]:

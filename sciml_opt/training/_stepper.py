@@ -69,8 +69,9 @@ class OptimistixStepper(eqx.Module):
             return isinstance(self.optimizer.method, AbstractGradientMethod)
         return True
 
-    def carried(self, state: Any) -> None:
-        return None
+    def carried(self, state: Any) -> Carried | None:
+        method: Any = getattr(state, "method", None)  # of a solver of ours
+        return Carried(method.value, method.grad) if _holds(method) else None
 
     def forget(self, state: Any) -> Any:
         return state

@@ -37,7 +37,7 @@ def losses_of_blocks(blocks, theta):
 
 
 def test_the_mean_of_the_blocks_is_the_loss_also_with_a_remainder_weights_and_one_point():
-    value, grad = jax.value_and_grad(OBJECTIVE.bind(BATCH))(THETA)
+    value, grad = jax.jit(jax.value_and_grad(OBJECTIVE.bind(BATCH)))(THETA)
     for count in (1, 5, 23):
         values, grads = losses_of_blocks(so.Blocks(BATCH, count), THETA)
         np.testing.assert_allclose(jnp.mean(values), value, rtol=1e-13)
@@ -78,26 +78,26 @@ def test_a_bound_objective_remembers_its_block():
     assert whole.index is None and whole.blocks is None
 
 
-def test_data_of_a_product_are_kept_whole():
+@pytest.fixture(scope="module")
+def noise():
+    return jax.jit(so.gradient_noise, static_argnums=2)
+
+
+def test_data_of_a_product_are_kept_whole(noise):
     objective = so.Objective(data=OBJECTIVE.terms["data"], field=so.Term(so.Product(left, lambda theta, y: theta * y)))
     field = so.ProductBatch(RNG.normal(size=(4, 3)), RNG.normal(size=6))
     batch = {"data": (INPUTS, TARGETS), "field": field}
     blocks = so.Blocks(batch, 7)
     assert same(blocks.block(2).batch["field"], jax.tree.map(jnp.asarray, field))
     loss = objective.bind(batch)
-    noise = so.gradient_noise(loss, THETA, groups=7)
-    alone = so.gradient_noise(so.Objective(data=objective.terms["data"]).bind({"data": batch["data"]}), THETA, groups=7)
-    np.testing.assert_allclose(noise.variance, alone.variance, rtol=1e-12)
-    np.testing.assert_allclose(noise.squared_norm, jnp.sum(jax.grad(loss)(THETA) ** 2), rtol=1e-12)
+    mixed = noise(loss, THETA, 7)
+    alone = noise(so.Objective(data=objective.terms["data"]).bind({"data": batch["data"]}), THETA, 7)
+    np.testing.assert_allclose(mixed.variance, alone.variance, rtol=1e-12)
+    np.testing.assert_allclose(mixed.squared_norm, jnp.sum(jax.jit(jax.grad(loss))(THETA) ** 2), rtol=1e-12)
 
 
 def left(theta, f):
     return theta * f
-
-
-@pytest.fixture(scope="module")
-def noise():
-    return jax.jit(so.gradient_noise, static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,11 @@ def test_norm_test_is_the_inequality_and_takes_any_parameters(noise):
 def test_float32_nan_and_nothing_that_varies(noise, regression):
     for field in noise(regression, THETA.astype(jnp.float32), 8):
         assert field.dtype == jnp.float32 and np.isfinite(field)
-    assert not so.norm_test(regression, THETA * jnp.nan)
+    test = jax.jit(so.norm_test)
+    assert not test(regression, THETA * jnp.nan)
     equal = so.Objective(data=OBJECTIVE.terms["data"]).bind({"data": (np.ones((32, 3)), np.full(32, 1.5))})
     got = noise(equal, THETA, 16)  # every residual is zero
-    assert got.variance == 0 and got.ratio == 0 and so.norm_test(equal, THETA)
+    assert got.variance == 0 and got.ratio == 0 and test(equal, THETA)
 
 
 @pytest.mark.bad_input
