@@ -108,7 +108,10 @@ class Runner:
 
         def one(_, carry):
             params, state, bad, _ = carry
-            value, grad = jax.value_and_grad(loss)(params)
+            # quasi-Newton states carry the value and the gradient at the present point
+            carries = {"value", "grad"} <= set(getattr(state, "_fields", ()))
+            evaluate = optax.value_and_grad_from_state(loss) if carries else jax.value_and_grad(loss)
+            value, grad = evaluate(params, state=state) if carries else evaluate(params)
             updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
             reports = [value, *jax.tree.leaves(updates)]
             for info in so.transforms.step_infos(state):
@@ -536,7 +539,7 @@ def _median(values: list) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["table", "targets", "digits", "equalisation", "conditions", "show"])
-    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "lbfgs"])
+    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "optax_lbfgs"])
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -179,7 +179,7 @@ def lbfgs(store: Store, only: list[str]) -> None:
             for method in ("sciml_opt", "scipy", "optax"):
                 for seed in range(SEEDS):
                     key = f"lbfgs/{name}/{dtype}/{method}/{seed}"
-                    store.make(key, lambda method=method, seed=seed: losses(method, seed))
+                    store.make(key, lambda losses=losses, method=method, seed=seed: losses(method, seed))
             jax.clear_caches()
 
 
@@ -417,9 +417,7 @@ def show(store: Store) -> None:
         values = [row[field] for key, row in rows.items() if key.startswith(prefix)]
         return f"{np.median(values):.2e} ({max(values):.0e})" if values else ""
 
-    print(
-        "| problem | dtype | gradients | sciml_opt | scipy | optax | failed: ours, scipy, optax | along the gradient |"
-    )
+    print("| problem | dtype | gradients | sciml_opt | scipy | optax | failed: ours, scipy, optax | at the end |")
     print("|---|---|---|---|---|---|---|---|")
     for name, budget in GRADIENTS.items():
         for dtype in ("float64", "float32"):

@@ -7,7 +7,7 @@ import optax
 
 from .. import transforms as t
 from ..objective import Objective, sobolev
-from ..weighting import equalised
+from ..weighting import conflict_free_gradient, equalised
 
 
 class Method(NamedTuple):
@@ -22,7 +22,20 @@ class Method(NamedTuple):
 
 METHODS = {
     "adam": Method("Adam, learning rate 1e-3 (optax)", lambda _: optax.adam(1e-3), metric_every=10),
-    "lbfgs": Method("L-BFGS with a zoom line search (optax)", lambda _: optax.lbfgs()),
+    "soap": Method("Adam in the eigenbases of SOAP, learning rate 3e-3", lambda _: t.soap(3e-3), metric_every=10),
+    "conflict_free_adam": Method(
+        "Adam on the conflict-free gradient of the terms (ConFIG)",
+        lambda _: optax.chain(conflict_free_gradient(), optax.adam(1e-3)),
+        metric_every=10,
+    ),
+    "objective_function_free": Method(
+        "AdaGrad as a trust region, without function values", lambda _: t.objective_function_free(), metric_every=10
+    ),
+    "lbfgs": Method("L-BFGS with a strong Wolfe line search", lambda _: t.lbfgs()),
+    "optax_lbfgs": Method("L-BFGS with a zoom line search (optax)", lambda _: optax.lbfgs()),
+    "bfgs": Method("BFGS with the dense inverse", lambda _: t.bfgs()),
+    "ss_broyden": Method("self-scaled Broyden, the best quasi-Newton method on PINNs", lambda _: t.ss_broyden()),
+    "trust_region_sr1": Method("symmetric rank-one updates in a trust region", lambda _: t.trust_region_sr1()),
     "levenberg_marquardt": Method("Levenberg-Marquardt, geodesic acceleration", lambda _: t.levenberg_marquardt()),
     "target_ratio": Method(
         "target-ratio trust region, terms equalised: the last digits",

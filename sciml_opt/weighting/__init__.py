@@ -1,4 +1,4 @@
-"""Loss balancing: optax wrappers that weigh the terms of an objective."""
+"""Several loss terms: weights that balance them, and gradients that none of them is hurt by."""
 
 from ._config import conflict_free_gradient as conflict_free_gradient
 from ._config import momentum_conflict_free_gradient as momentum_conflict_free_gradient
