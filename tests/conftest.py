@@ -2,7 +2,12 @@
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
+
+# Compiling is what the tests do: the older emitters take 60 % of the time. XLA aborts at flags that it does not know.
+if version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # Before jax (and with it numpy) is imported. LAPACK threads on small matrices slow a busy machine many times over.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -44,7 +44,7 @@ from sciml_opt import problems
 jax.config.update("jax_enable_x64", True)
 
 REDUCED = "SCIML_OPT_REDUCED" in os.environ  # the small size that the tests run
-SEEDS = 3 if REDUCED else 8
+SEEDS = 2 if REDUCED else 8
 FIGURES = os.environ.get("SCIML_OPT_FIGURES") or (tempfile.mkdtemp() if REDUCED else Path(__file__).parent / "figures")
 
 # %% [markdown]
@@ -231,7 +231,7 @@ def promise_and_delivery(loss, u, damping):
     return promised, searched[0], jnp.minimum(jnp.min(searched), 1.0)
 
 
-dampings = np.logspace(-12, 0, 7 if REDUCED else 25)
+dampings = np.logspace(-12, 0, 4 if REDUCED else 25)
 u = small_start(jax.random.key(0))
 table = np.array([promise_and_delivery(poisson_losses[4.0], u, damping) for damping in dampings])
 print("loss after one step, relative to the start: damping, promised, full step, with line search")
@@ -252,7 +252,7 @@ for row in range(0, len(dampings), max(1, len(dampings) // 6)):
 
 # %%
 undamped = optax.chain(so.scale_by_gauss_newton(0.0), optax.scale(-1.0), optax.scale_by_zoom_linesearch(20))
-steps = 100 if REDUCED else 300
+steps = 80 if REDUCED else 300
 methods = {"undamped": undamped, "damped": so.energy_natural_gradient()}
 runs, errors = {}, {}
 for w, objective in poisson_objectives.items():
@@ -278,7 +278,7 @@ for w, objective in poisson_objectives.items():
 # Now the Deep Ritz energy, with the same call: $G$ and the energy have changed, the optimizer has not.
 
 # %%
-ritz_steps = 150 if REDUCED else 300
+ritz_steps = 80 if REDUCED else 300
 ritz_runs = so.fit(
     ritz.model,
     ritz.objective,

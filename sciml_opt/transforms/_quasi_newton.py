@@ -151,7 +151,7 @@ def trust_region_sr1(
     """Symmetric rank-one updates in a trust region; they learn negative curvature too.
 
         min g^T s + s^T B s / 2  over  |s| <= Delta
-        B+ = B + (y - B s)(y - B s)^T / (y - B s)^T s
+        B+ = B + (y - B s)(y - B s)^T / (y - B s)^T s,     from B = (|s^T y| / s^T s) I
 
     by truncated conjugate gradients (Steihaug). An update is left out where the denominator is within 1e-8 of zero,
     relative to `|s| |y - B s|`. Carried from step to step: `B`, `Delta`, and the loss and the gradient at the new

@@ -18,7 +18,7 @@ SIZES = {"many pairs": (5, 7, 12, 3), "few queries": (12, 3, 12, 5)}
 
 
 @functools.cache
-def linearized(name, size="many pairs"):
+def linearized(name, size):
     """The problem, its linearization, and what it is compared with."""
     left, right, width, p = SIZES[size]
     given = problem(name, left, right, width=width, p=p)
@@ -42,7 +42,7 @@ def close(a, b, tolerance=CLOSE):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_value_gradient_and_residual(name):
-    given, lin, want, J = linearized(name)
+    given, lin, want, J = linearized(name, "many pairs")
     value, grad = want["loss"]
     close(lin.value, value, 1e-14)
     close(lin.grad, grad, 1e-12)

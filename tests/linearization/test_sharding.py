@@ -17,7 +17,8 @@ TOLERANCE = 1e-10
 
 def launch(*arguments):
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | os.environ  # as in conftest.py
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(HERE / "sharded_run.py"), *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -242,13 +242,13 @@ def test_rank_one_models_are_the_dense_recursion(seed):
     pairs = [(s, A @ s) for s in rng.standard_normal((n, n))]
     dense, limited = jitted_models([np.stack(rows) for rows in zip(*pairs, strict=True)])
     s, y = pairs[0]
-    B = np.eye(n) * (y @ y) / abs(s @ y)
+    B = np.eye(n) * abs(s @ y) / (s @ s)
     for s, y in pairs:
         B = sr1(B, s, y)
     condition = np.linalg.cond(np.stack([s for s, _ in pairs]))
     np.testing.assert_allclose(dense, B, atol=1e-8 * np.max(np.abs(B)) * condition)
     s, y = pairs[-1]
-    B = np.eye(n) * (y @ y) / abs(s @ y)
+    B = np.eye(n) * abs(s @ y) / (s @ s)
     for s, y in pairs[-m:]:
         B = sr1(B, s, y)
     np.testing.assert_allclose(limited, B, atol=1e-7 * np.max(np.abs(B)) * condition)
@@ -279,7 +279,7 @@ def test_sr1_predicts_with_the_dense_matrix(memory):
         predicted = -(g[k] @ s + 0.5 * s @ B @ s)
         np.testing.assert_allclose(info.gain_ratio[k], (value(path[k]) - value(path[k + 1])) / predicted, rtol=1e-6)
         if not np.any(B) or memory is not None:
-            B = (y @ y) / abs(s @ y) * np.eye(len(s))
+            B = abs(s @ y) / (s @ s) * np.eye(len(s))
             if memory is not None:
                 for j in range(k):
                     B = sr1(B, path[j + 1] - path[j], g[j + 1] - g[j])

@@ -23,6 +23,15 @@ def small_normal(key):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+    """Compiled with all optimizations, unlike the other tests: here it is the steps that take the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_five_of_five_seeds_reach_1e_5(name):
     results = so.fit(

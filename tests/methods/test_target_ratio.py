@@ -110,13 +110,16 @@ def test_the_late_target_holds_once_the_damping_rises_late_enough(dense, monkeyp
 
 
 def test_gram_is_the_same_model_without_the_last_digits(dense):
-    params, loss = dense.params, dense.loss
-    lin = jax.jit(lambda p: loss.linearize(p))(params)
-    for jacobian, residual in ((lin.jacobian, lin.residual), (lin.jacobian.take(jnp.arange(20)), lin.residual[:20])):
-        exact, gram = (by(jacobian, residual) for by in (RadiusModel.by_svd, RadiusModel.by_gram))
-        for radius in (1e-2, 0.1):
-            steps = [model.step(model.damping(jnp.asarray(radius)), params) for model in (exact, gram)]
-            assert relative(*steps) < 1e-6
+    @jax.jit
+    def steps(params, radius):
+        lin = dense.loss.linearize(params)
+        tall, wide = (lin.jacobian, lin.residual), (lin.jacobian.take(jnp.arange(20)), lin.residual[:20])
+        models = [[by(*rows) for by in (RadiusModel.by_svd, RadiusModel.by_gram)] for rows in (tall, wide)]
+        return [[model.step(model.damping(radius), params) for model in pair] for pair in models]
+
+    for radius in (1e-2, 0.1):
+        for exact, gram in steps(dense.params, jnp.asarray(radius)):
+            assert relative(exact, gram) < 1e-6
 
 
 def digits(seeds):
@@ -151,21 +154,26 @@ def test_ten_of_ten_seeds_reach_1e_12():
 
 
 def test_sketches(dense):
-    params, loss = dense.params, dense.loss
-    lin = jax.jit(lambda p: loss.linearize(p))(params)
-    J, r = np.asarray(lin.jacobian.as_matrix()), np.asarray(lin.residual)
-    model = RadiusModel.sketched(lin.jacobian, lin.residual, jax.random.key(1), None, 10)
-    S = np.asarray(jax.vmap(cosine_projection(jax.random.split(jax.random.key(1))[1], 33, 10).lift)(jnp.eye(10))).T
-    np.testing.assert_allclose(S.T @ S, np.eye(10), atol=1e-12)
     lam = 1e-3
+
+    @jax.jit
+    def steps(params):
+        """`J`, `r`, the columns of the subspace, and the steps: within it, of a sketch that is too large, exact."""
+        lin, key = dense.loss.linearize(params), jax.random.key(1)
+        J, r = lin.jacobian, lin.residual
+        S = jax.vmap(cosine_projection(jax.random.split(key)[1], 33, 10).lift)(jnp.eye(10)).T
+        models = [RadiusModel.sketched(J, r, key, *size) for size in ((None, 10), (10**6, 10**6))]
+        models.append(RadiusModel.by_svd(J, r))
+        return J.as_matrix(), r, S, [model.step(jnp.asarray(lam), params) for model in models]
+
+    J, r, S, (within, full, exact) = jax.tree.map(np.asarray, steps(dense.params))
+    np.testing.assert_allclose(S.T @ S, np.eye(10), atol=1e-12)
     A = J @ S
     sigma = np.linalg.svd(A)[1][0]
     want = -S @ np.linalg.solve(A.T @ A + lam * sigma**2 * np.eye(10), A.T @ r)
-    assert relative(model.step(jnp.asarray(lam), params), want) < 1e-8
-    full = RadiusModel.sketched(lin.jacobian, lin.residual, jax.random.key(1), 10**6, 10**6)
-    exact = RadiusModel.by_svd(lin.jacobian, lin.residual)
-    assert relative(full.step(jnp.asarray(lam), params), exact.step(jnp.asarray(lam), params)) < 1e-10
-    _, info = runner(so.target_ratio_trust_region(sketch_rows=120, sketch_columns=20), loss, 20)(params)
+    assert relative(within, want) < 1e-8
+    assert relative(full, exact) < 1e-10
+    _, info = runner(so.target_ratio_trust_region(sketch_rows=120, sketch_columns=20), dense.loss, 20)(dense.params)
     assert np.all(np.diff(info.loss) <= 0) and float(info.loss[-1]) < 0.1 * float(info.loss[0])
 
 
@@ -176,31 +184,34 @@ def test_count_sketch_keeps_lengths_on_average():
     np.testing.assert_allclose(np.mean(grams, 0), A.T @ A, atol=0.1 * np.linalg.norm(A.T @ A))
 
 
+@jax.jit
+def in_the_ball(J, r, share):
+    """The longest step's length; for a radius of this share of it lambda, the step, and the decrease of the model."""
+    structure = jnp.zeros(J.shape[1])
+    model = RadiusModel.by_svd(so.StructuredJacobian(J.T, structure), r)
+    longest = model.length(jnp.asarray(0.0))
+    lam = model.damping(share * longest)
+    return longest, lam, lam * model.unit**2, model.step(lam, structure), model.decrease(lam)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), shape=st.sampled_from([(12, 7), (7, 12), (8, 8)]), decades=st.floats(0, 14))
 def test_the_ball(seed, shape, decades):
     """The step has the length of the radius and is the minimiser in the ball (KKT); its decrease is the model's."""
     rng = np.random.default_rng(seed)
-    n, p = shape
-    k = min(shape)
+    n, k = shape[0], min(shape)
     U, V = (np.linalg.qr(rng.normal(size=(m, k)))[0] for m in shape)
     sigma = np.logspace(0, -decades, k)
     J, r = (U * sigma) @ V.T, rng.normal(size=n)
-    operator = so.StructuredJacobian(jnp.asarray(J.T), jnp.zeros(p))
-    model = RadiusModel.by_svd(operator, jnp.asarray(r))
-    longest = float(model.length(jnp.asarray(0.0)))
-    for radius in (1e-3 * longest, 0.3 * longest, 2 * longest):
-        lam = model.damping(jnp.asarray(radius))
-        s = np.asarray(model.step(lam, jnp.zeros(p)))
-        if radius > longest:
-            assert float(lam) < 1e-12
+    for share in (1e-3, 0.3, 2.0):
+        longest, relative_lam, lam, s, got = map(np.asarray, in_the_ball(J, r, share))
+        if share > 1:
+            assert relative_lam < 1e-12
         else:
-            np.testing.assert_allclose(np.linalg.norm(s), radius, rtol=1e-6)
-        lam = float(lam) * float(model.unit) ** 2
+            np.testing.assert_allclose(np.linalg.norm(s), share * longest, rtol=1e-6)
         scale = np.linalg.norm(J) * (np.linalg.norm(r) + np.linalg.norm(J) * np.linalg.norm(s))
         np.testing.assert_allclose(J.T @ (J @ s + r) + lam * s, 0, atol=1e-12 * scale)
         decrease = 0.5 * np.sum(r**2) - 0.5 * np.sum((r + J @ s) ** 2)
-        got = model.decrease(jnp.asarray(lam / float(model.unit) ** 2))
         rounding = 1e-14 * np.linalg.norm(J) * np.linalg.norm(s) * np.linalg.norm(r)
         np.testing.assert_allclose(got, decrease, rtol=1e-6, atol=rounding)
 

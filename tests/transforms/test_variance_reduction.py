@@ -323,3 +323,20 @@ def test_variance_reduction_converges_linearly_on_photographs_where_sgd_stalls()
             assert line[0] < -0.1 and np.max(np.abs(np.polyval(line, np.arange(25)) - log)) < 0.7
         assert np.min(best["sgd"][:, -10:]) > 1e3 * np.max(best[name][:, -1])
     assert np.median(best["sgd"][:, -1]) > 0.1 * np.median(best["sgd"][:, -20])  # it no longer descends
+
+
+def test_batches_that_grow_by_the_norm_test_reach_the_least_loss_on_photographs():
+    """L-BFGS on blocks until their gradient drowns in noise, then on all patches, with the pairs that it has."""
+    x, y = photographs()
+    objective, least = logistic(x, y)
+    whole, tx = {"data": (x, y)}, so.lbfgs(10)
+    for seed in range(2):
+        phases = [
+            so.Phase(tx, 20, until=so.Stop(noise=0.9), data=so.Blocks(whole, 50, seed)),
+            so.Phase(tx, 40),
+        ]
+        start = jnp.zeros(x.shape[1])
+        result = so.fit(start, objective, phases, whole, key=jax.random.key(seed), metric=lambda _: 0.0, metric_every=1)
+        steps = np.bincount(result.history["phase"])
+        assert 1 <= steps[0] < 20 and steps[1] == 40
+        assert abs(result.loss - least) < 1e-12
