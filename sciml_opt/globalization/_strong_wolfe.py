@@ -75,18 +75,18 @@ def strong_wolfe_gradient_search(
     direction: PyTree,
     value: Scalar,
     grad: PyTree,
-    lowest: Scalar | None = None,
+    ceiling: Scalar | None = None,
     sufficient: float = 1e-4,
     curvature: float = 0.9,
     trials: int = 20,
 ) -> tuple[LineSearch, PyTree]:
     """`strong_wolfe_search`, and the gradient where it ends, for methods that go on from there.
 
-    Where losses differ by rounding only (`100 eps |L|`), the slopes alone decide, as long as the loss is no further
-    above `lowest` than that: in float32 a gradient is known long after its decrease of the loss is not, and a search
-    that insists on lower values is caught at a point whose rounding happens to be low.
+    In float32 a gradient is known long after its decrease of the loss is not, and a search that insists on lower values
+    is caught at a point whose rounding happens to be low. Where the loss is at most `ceiling`, and no further from
+    `value` than that, the slopes alone decide.
 
-    **Arguments:** `lowest`, the lowest value of this loss so far, by default `value`.
+    **Arguments:** `ceiling`, the value that rounding may raise the loss to, by default `value`.
 
     **Returns:** the search, and `grad L(theta + eta d)` (`grad` itself for a step of 0).
 
@@ -98,8 +98,7 @@ def strong_wolfe_gradient_search(
         return _Point(eta, value, tree_dot(grad, direction), grad)
 
     start = _Point(jnp.zeros((), tree_dtype(params)), value, tree_dot(grad, direction), grad)
-    lowest = value if lowest is None else lowest
-    last = _search(trial, start, lowest + _rounding(lowest), sufficient, curvature, trials)
+    last = _search(trial, start, value if ceiling is None else ceiling, sufficient, curvature, trials)
     return LineSearch(last.low.eta, last.low.value, jnp.int32(0), last.trials), last.low.grad
 
 
@@ -119,6 +118,7 @@ def _search(
     """`ceiling`, the highest value at which slopes alone may decide."""
     value, slope = start.value, start.slope
     one = jnp.ones_like(start.eta)
+    rounding = jnp.maximum(_rounding(value), ceiling - value)
 
     def unfinished(state: _State):
         return ~state.done & (state.trials < trials)
@@ -127,7 +127,7 @@ def _search(
         low, high, eta = state.low, state.high, state.eta
         trial = trial_at(eta)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
-        rounded = jnp.abs(trial.value - value) <= _rounding(value)
+        rounded = jnp.abs(trial.value - value) <= rounding
         by_slope = rounded & (trial.slope <= (2 * sufficient - 1) * slope)
         decreases = by_slope | (trial.value <= value + sufficient * eta * slope)
         flat = jnp.abs(trial.slope) <= -curvature * slope

@@ -9,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._check import one_of
 from .._tree import ravel, tree_dtype, tree_norm, tree_size, tree_where, unravel
-from ..globalization import strong_wolfe_gradient_search
-from ._lbfgs import HOPELESS, powell, quasi_newton_info, resolved, retry_length
-from ._method import AbstractGradientMethod, StepInfo, quotient, searched_update
+from ._method import AbstractGradientMethod, StepInfo, quotient
+from ._quasi_newton import DROPPED, Searches, powell, resolved, retry_length, search_along
 
 Update = Literal["bfgs", "dfp", "ss_bfgs_ab", "ss_bfgs_ol", "ss_broyden1", "ss_broyden2"]
 
@@ -19,8 +18,7 @@ Update = Literal["bfgs", "dfp", "ss_bfgs_ab", "ss_bfgs_ol", "ss_broyden1", "ss_b
 class BroydenState(NamedTuple):
     inverse: Float[Array, "P P"]  # H
     updates: Int[Array, ""]  # of H since it was a multiple of the identity
-    failures: Int[Array, ""]  # searches that failed in a row
-    lowest: Scalar  # loss so far, as long as it is the same function
+    searches: Searches
     value: Scalar  # and gradient, at the point that the last step led to
     grad: PyTree
     info: StepInfo
@@ -47,9 +45,8 @@ class BroydenMethod(AbstractGradientMethod):
         dtype, size = tree_dtype(params), tree_size(params)
         nowhere = jnp.full((), jnp.inf, dtype)
         grad = unravel(jnp.zeros(size, dtype), params)
-        return BroydenState(
-            jnp.eye(size, dtype=dtype), jnp.int32(0), jnp.int32(0), nowhere, nowhere, grad, StepInfo.of(params)
-        )
+        H = jnp.eye(size, dtype=dtype)
+        return BroydenState(H, jnp.int32(0), Searches.none(dtype), nowhere, grad, StepInfo.of(params))
 
     def advance(
         self, loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree, state: BroydenState
@@ -57,30 +54,21 @@ class BroydenMethod(AbstractGradientMethod):
         H, g = state.inverse, ravel(grad)
         first = state.updates == 0
         # as long as H is the identity, it stands for the multiple with which the first step has length 1
-        unit = retry_length(state.failures, g.dtype) * quotient(jnp.ones_like(value), tree_norm(g))
+        unit = retry_length(state.searches, DROPPED) * quotient(jnp.ones_like(value), tree_norm(g))
         unit = jnp.where(first, unit, 1)
         d = -unit * (H @ g)
         curvature = 0.1 if self.update == "dfp" else 0.9  # DFP does not recover from a poor step
-        lowest = jnp.where(value == state.value, state.lowest, value)
-        found, new_grad = strong_wolfe_gradient_search(
-            loss, params, unravel(d, params), value, grad, lowest, curvature=curvature
-        )
-        started, moved, report = quasi_newton_info(value, g, d, found)
-        eta, g_new = found.step_size, ravel(new_grad)
-        s = jnp.where(moved, eta * d, 0)
+        found = search_along(loss, params, d, value, grad, state.value, state.searches, curvature)
+        s, eta, g_new = found.s, found.step_size, ravel(found.grad)
         y = g_new - g
         if self.damped:
             y = powell(s, y, -eta * g)
-        keep = moved & resolved(s, y, g, g_new)
-        failed = started & ~moved
-        H = broyden_update(H, s, y, -eta * jnp.vdot(s, g), unit, keep, failed, first, self.update)
-        failures = jnp.where(started, jnp.where(failed, state.failures + 1, 0), state.failures)
-        report["step_norm"] = jnp.where(failures > HOPELESS, 0, report["step_norm"])
-        updates = jnp.where(failed, 0, state.updates + keep.astype(jnp.int32))
-        new = jnp.minimum(lowest, found.value), found.value, new_grad
-        lowest, value, grad = tree_where(started, new, (state.lowest, state.value, state.grad))
-        update, info = searched_update(found, unravel(d, params)), StepInfo.of(params, **report)
-        return update, BroydenState(H, updates, failures, lowest, value, grad, info)
+        keep = found.moved & resolved(s, y, g, g_new)
+        dropped = found.searches.failures >= DROPPED
+        H = broyden_update(H, s, y, -eta * jnp.vdot(s, g), unit, keep, dropped, first, self.update)
+        updates = jnp.where(dropped, 0, state.updates + keep.astype(jnp.int32))
+        value, grad = tree_where(found.started, (found.value, found.grad), (state.value, state.grad))
+        return found.update, BroydenState(H, updates, found.searches, value, grad, found.info)
 
 
 def broyden_update(

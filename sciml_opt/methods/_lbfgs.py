@@ -1,7 +1,7 @@
 """Limited-memory BFGS with a strong Wolfe line search."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._check import count, one_of
 from .._tree import ravel, tree_dtype, tree_norm, tree_size, tree_where, unravel
-from ..globalization import LineSearch, strong_wolfe_gradient_search
-from ._method import AbstractGradientMethod, StepInfo, quotient, search_info, searched_update
+from ._method import AbstractGradientMethod, StepInfo, quotient
+from ._quasi_newton import DROPPED, Searches, powell, resolved, retry_length, search_along
 
 Correction = Literal["cautious", "damped"]
 Initial = Literal["diagonal", "scalar"]
@@ -79,27 +79,6 @@ def updated_diagonal(diagonal: Float[Array, " P"], s: Float[Array, " P"], y: Flo
     return jnp.where(jnp.isfinite(new) & (new > 0), new, d)  # rounding may take an entry below zero
 
 
-def powell(
-    s: Float[Array, " P"], y: Float[Array, " P"], Bs: Float[Array, " P"], fraction: float = 0.2
-) -> Float[Array, " P"]:
-    """`phi y + (1 - phi) B s`, with the largest `phi <= 1` for which `s^T y >= fraction s^T B s`.
-
-    Source: Powell (1978), doi:10.1007/BFb0067703; Nocedal and Wright, procedure 18.2.
-    """
-    sy, sBs = jnp.vdot(s, y), jnp.vdot(s, Bs)
-    phi = jnp.where(sy >= fraction * sBs, 1, (1 - fraction) * quotient(sBs, sBs - sy))
-    return phi * y + (1 - phi) * Bs
-
-
-def resolved(
-    s: Float[Array, " P"], y: Float[Array, " P"], g: Float[Array, " P"], g_new: Float[Array, " P"]
-) -> Bool[Array, ""]:
-    """Whether the curvature along `s` is positive, and above the rounding of the gradients: the cautious update."""
-    rounding = jnp.finfo(s.dtype).eps * tree_norm(s) * (tree_norm(g) + tree_norm(g_new))
-    sy = jnp.vdot(s, y)
-    return jnp.isfinite(sy) & (sy > rounding)
-
-
 def remember(
     memory: Memory, s: Float[Array, " P"], y: Float[Array, " P"], keep: Bool[Array, ""], initial: Initial
 ) -> Memory:
@@ -120,13 +99,9 @@ def remember(
     )
 
 
-HOPELESS = 3  # searches in a row, all but the first along the gradient: the point is stationary but for rounding
-
-
 class LBFGSState(NamedTuple):
     memory: Memory
-    failures: Int[Array, ""]  # searches that failed in a row
-    lowest: Scalar  # loss so far, as long as it is the same function
+    searches: Searches
     value: Scalar  # and gradient, at the point that the last step led to
     grad: PyTree
     info: StepInfo
@@ -135,12 +110,12 @@ class LBFGSState(NamedTuple):
 class LBFGSMethod(AbstractGradientMethod):
     """Limited-memory BFGS.
 
-            d = -H g,   H from the last m pairs s = theta+ - theta, y = g+ - g, and H_0
-            theta+ = theta + eta d,   eta by `strong_wolfe_gradient_search`
+        d = -H g,   H from the last m pairs s = theta+ - theta, y = g+ - g, and H_0
+        theta+ = theta + eta d,   eta by `strong_wolfe_gradient_search`
 
-        `H_0` is a diagonal by `updated_diagonal`, or `(s^T y / y^T y) I`.
-    A pair without positive curvature above rounding is left out, or damped by `powell` with `B s = -eta g`. After a
-        failed search the memory is dropped, and the next step is along the gradient. See `sciml_opt.lbfgs`.
+    `H_0` is a diagonal by `updated_diagonal`, or `(s^T y / y^T y) I`. A pair without positive curvature above rounding
+    is left out, or damped by `powell` with `B s = -eta g`. After two failed searches the pairs are dropped, after
+    another one `H_0`. See `sciml_opt.lbfgs`.
     """
 
     memory: int = eqx.field(static=True)
@@ -155,50 +130,23 @@ class LBFGSMethod(AbstractGradientMethod):
     def init(self, params: PyTree) -> LBFGSState:
         nowhere = jnp.full((), jnp.inf, tree_dtype(params))
         grad = unravel(jnp.zeros(tree_size(params), nowhere.dtype), params)
-        return LBFGSState(Memory.empty(self.memory, params), jnp.int32(0), nowhere, nowhere, grad, StepInfo.of(params))
+        searches = Searches.none(nowhere.dtype)
+        return LBFGSState(Memory.empty(self.memory, params), searches, nowhere, grad, StepInfo.of(params))
 
     def advance(
         self, loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree, state: LBFGSState
     ) -> tuple[PyTree, LBFGSState]:
         memory, g = state.memory, ravel(grad)
-        d = -two_loop(memory, g) * retry_length(state.failures - 1, g.dtype)
-        lowest = jnp.where(value == state.value, state.lowest, value)
-        found, new_grad = strong_wolfe_gradient_search(loss, params, unravel(d, params), value, grad, lowest)
-        started, moved, report = quasi_newton_info(value, g, d, found)
-        s, g_new = jnp.where(moved, found.step_size * d, 0), ravel(new_grad)
+        d = -two_loop(memory, g) * retry_length(state.searches, DROPPED + 1)
+        found = search_along(loss, params, d, value, grad, state.value, state.searches)
+        s, g_new = found.s, ravel(found.grad)
         y = g_new - g
         if self.correction == "damped":
             y = powell(s, y, -found.step_size * g)
-        memory = remember(memory, s, y, moved & resolved(s, y, g, g_new), self.initial)
-
-        failed = started & ~moved  # the next step is without pairs, and if it fails too, without H_0
-        failures = jnp.where(started, jnp.where(failed, state.failures + 1, 0), state.failures)
+        memory = remember(memory, s, y, found.moved & resolved(s, y, g, g_new), self.initial)
         memory = memory._replace(
-            pairs=jnp.where(failed, 0, memory.pairs), diagonal=jnp.where(failures > 1, 0, memory.diagonal)
+            pairs=jnp.where(found.searches.failures >= DROPPED, 0, memory.pairs),
+            diagonal=jnp.where(found.searches.failures > DROPPED, 0, memory.diagonal),
         )
-        report["step_norm"] = jnp.where(failures > HOPELESS, 0, report["step_norm"])
-        new = jnp.minimum(lowest, found.value), found.value, new_grad
-        lowest, value, grad = tree_where(started, new, (state.lowest, state.value, state.grad))
-        update, info = searched_update(found, unravel(d, params)), StepInfo.of(params, **report)
-        return update, LBFGSState(memory, failures, lowest, value, grad, info)
-
-
-def retry_length(failures: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
-    """A factor of the step along the gradient after searches along it have failed: other trials than before."""
-    return jnp.asarray(0.3, dtype) ** (jnp.maximum(failures - 1, 0) % 8).astype(dtype)
-
-
-def quasi_newton_info(
-    value: Scalar, g: Float[Array, " P"], d: Float[Array, " P"], found: LineSearch
-) -> tuple[Bool[Array, ""], Bool[Array, ""], dict[str, Any]]:
-    """Whether the start was finite, whether it moved, and the fields of `StepInfo`; the gain over the linear model."""
-    grad_norm, moved = tree_norm(g), found.step_size > 0
-    started = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    report = {
-        "loss": value,
-        "gain_ratio": quotient(value - found.value, -found.step_size * jnp.vdot(g, d)),
-        "grad_norm": grad_norm,
-        "rung": started & ~moved,
-        **search_info(found, d),
-    }
-    return started, moved, report
+        value, grad = tree_where(found.started, (found.value, found.grad), (state.value, state.grad))
+        return found.update, LBFGSState(memory, found.searches, value, grad, found.info)

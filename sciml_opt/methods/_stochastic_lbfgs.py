@@ -10,8 +10,9 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._check import count, schedule
 from .._tree import ravel, tree_add, tree_dtype, tree_norm, unravel
-from ._lbfgs import Correction, Memory, powell, remember, resolved, two_loop
+from ._lbfgs import Correction, Memory, remember, two_loop
 from ._method import AbstractMethod, StepInfo, quotient
+from ._quasi_newton import powell, resolved
 
 
 class StochasticLBFGSState(NamedTuple):
