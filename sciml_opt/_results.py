@@ -13,6 +13,7 @@ class RESULTS(optx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     steps_done = "All steps were made."
     phase_done = "The condition that ends a phase was met."
     plateau = "The loss stopped decreasing."
+    too_noisy = "The batch has become too noisy for its gradient (the norm test failed)."
     time_budget_spent = "The time budget was spent."
     stopped_by_callback = "A callback stopped the run."
     interrupted = "The run was interrupted; its last iterate is returned."

@@ -117,7 +117,8 @@ def _draw_loss(axes, history) -> None:
         axes.plot(steps, loss, color="black", label="loss")
         if len(terms) > 1:
             for colour, (name, values) in zip(COLOURS, terms.items(), strict=False):
-                axes.plot(steps, values, color=colour, linewidth=0.9, label=name)
+                known = np.isfinite(values)  # L-BFGS and its kind measure them now and then
+                axes.plot(steps[known], values[known], color=colour, linewidth=0.9, label=name)
             axes.legend()
         axes.set_ylabel("loss")
     else:  # an energy may be negative

@@ -12,7 +12,7 @@ from .._tree import tree_add, tree_dtype, tree_scale
 
 
 class LineSearch(NamedTuple):
-    """`step_size` is 0 when no trial decreased the loss; `value = L(theta + step_size d)`; the work done."""
+    """`step_size` is 0 when no trial was good enough; `value = L(theta + step_size d)`; the work done."""
 
     step_size: Scalar
     value: Scalar

@@ -78,7 +78,7 @@ def strong_wolfe_gradient_search(
     ceiling: Scalar | None = None,
     sufficient: float = 1e-4,
     curvature: float = 0.9,
-    trials: int = 20,
+    trials: int | Int[Array, ""] = 20,
 ) -> tuple[LineSearch, PyTree]:
     """`strong_wolfe_search`, and the gradient where it ends, for methods that go on from there.
 
@@ -113,7 +113,7 @@ def _search(
     ceiling: Scalar,
     sufficient: float,
     curvature: float,
-    trials: int,
+    trials: int | Int[Array, ""],
 ) -> _State:
     """`ceiling`, the highest value at which slopes alone may decide."""
     value, slope = start.value, start.slope

@@ -40,7 +40,7 @@ class StepInfo(NamedTuple):
     - The linear system: `solve`, which one was taken (an index of `sciml_opt.linear.SOLVES`, -1 for none of them), its
       `predicted_flops` (at the rate of a matrix product), its `iterations` (0 for a direct one) and `linear_residual`,
       `|A s - b| / |b|`; `rung` of the fallback (0 for none; `damped_cholesky`, `orthogonal_factor`; 1 if a negative
-      curvature was met).
+      curvature was met, or if the search of a quasi-Newton method failed).
     - `clipped` negative eigenvalues of a non-convex outer function.
 
     What a method has not is zero (`step_size` 1 without a line search).

@@ -12,6 +12,7 @@ from ._method import StepInfo, quotient, search_info, searched_update
 
 ROUNDING, MOST_ROUNDING = 100, 1e4  # of the loss, in units of eps: at first, and after failed searches
 DROPPED = 2  # failed searches in a row after which what has been learnt is dropped
+TRIALS = 20  # of a search
 HOPELESS = 5  # and after which the point is stationary, but for rounding
 
 
@@ -56,15 +57,19 @@ def search_along(
 
     The loss may rise to `rounding` above the lowest so far. How large its rounding is shows when a search fails: then
     ten times as much is allowed from the next one on, up to `1e4 eps`. A direction that is none of descent counts as
-    `DROPPED` failures.
+    `DROPPED` failures. At a point that has become `HOPELESS` one trial a step is made.
 
     **Arguments:** `carried`, the value that the last step left: as long as it is `value`, the loss is the same.
     """
     direction, g = unravel(d, params), ravel(grad)
     grad_norm, slope = tree_norm(g), jnp.vdot(g, d)
-    lowest = jnp.where(value == carried, searches.lowest, value)
+    same = value == carried
+    lowest = jnp.where(same, searches.lowest, value)
+    trials = jnp.where(same & (searches.failures >= HOPELESS), 1, TRIALS).astype(jnp.int32)
     ceiling = lowest + searches.rounding * jnp.abs(lowest)
-    found, new_grad = strong_wolfe_gradient_search(loss, params, direction, value, grad, ceiling, curvature=curvature)
+    found, new_grad = strong_wolfe_gradient_search(
+        loss, params, direction, value, grad, ceiling, curvature=curvature, trials=trials
+    )
     started, moved = jnp.isfinite(value) & jnp.isfinite(grad_norm), found.step_size > 0
     failed = started & ~moved
 

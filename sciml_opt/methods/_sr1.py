@@ -21,20 +21,20 @@ class DenseModel(NamedTuple):
     """The matrix `B`; zero before the first pair."""
 
     matrix: Float[Array, "P P"]
+    pairs: Int[Array, ""]
 
     def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
         return self.matrix @ v
 
     def updated(self, s: Float[Array, " P"], y: Float[Array, " P"], keep: Bool[Array, ""]) -> "DenseModel":
         """`B + (y - B s)(y - B s)^T / (y - B s)^T s`, from a multiple of the identity at first."""
-        first = self.matrix[0, 0] == 0
-        start = jnp.where(first & keep, _curvature(s, y), 0)
+        start = jnp.where(keep & (self.pairs == 0), _curvature(s, y), 0)
         difference = y - (self.mv(s) + start * s)
         slope = jnp.vdot(difference, s)
         usable = keep & _resolved(slope, s, difference)
         factor = jnp.where(usable, 1 / jnp.where(usable, slope, 1), 0)
         new = self.matrix + factor * jnp.outer(difference, difference)
-        return DenseModel(new + jnp.diag(jnp.full_like(s, start)))
+        return DenseModel(new + jnp.diag(jnp.full_like(s, start)), self.pairs + keep.astype(jnp.int32))
 
 
 class LimitedModel(NamedTuple):
@@ -50,13 +50,14 @@ class LimitedModel(NamedTuple):
     delta: Scalar
     psi: Float[Array, "m P"]
     middle: Float[Array, "m m"]  # M^+
+    pairs: Int[Array, ""]
 
     def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
         return self.delta * v + (self.middle @ (self.psi @ v)) @ self.psi
 
     def updated(self, s: Float[Array, " P"], y: Float[Array, " P"], keep: Bool[Array, ""]) -> "LimitedModel":
         difference = y - self.mv(s)
-        usable = keep & ((self.delta == 0) | _resolved(jnp.vdot(difference, s), s, difference))
+        usable = keep & ((self.pairs == 0) | _resolved(jnp.vdot(difference, s), s, difference))
         S, Y = (jnp.roll(rows, -1, 0).at[-1].set(new) for rows, new in ((self.s, s), (self.y, y)))
         delta = _curvature(s, y)
         psi = Y - delta * S
@@ -66,7 +67,7 @@ class LimitedModel(NamedTuple):
         values, vectors = jnp.linalg.eigh(M)
         held = jnp.abs(values) > len(values) * jnp.finfo(M.dtype).eps * jnp.max(jnp.abs(values))
         inverse = jnp.where(held, 1 / jnp.where(held, values, 1), 0)
-        new = LimitedModel(S, Y, delta, psi, (vectors * inverse[None]) @ vectors.T)
+        new = LimitedModel(S, Y, delta, psi, (vectors * inverse[None]) @ vectors.T, self.pairs + 1)
         return tree_where(usable, new, self)
 
 
@@ -109,10 +110,11 @@ class SR1Method(AbstractGradientMethod):
     def init(self, params: PyTree) -> SR1State:
         dtype, size = tree_dtype(params), tree_size(params)
         if self.memory is None:
-            model = DenseModel(jnp.zeros((size, size), dtype))
+            model = DenseModel(jnp.zeros((size, size), dtype), jnp.int32(0))
         else:
             rows = jnp.zeros((self.memory, size), dtype)
-            model = LimitedModel(rows, rows, rows[0, 0], rows, jnp.zeros((self.memory, self.memory), dtype))
+            middle = jnp.zeros((self.memory, self.memory), dtype)
+            model = LimitedModel(rows, rows, rows[0, 0], rows, middle, jnp.int32(0))
         grad = unravel(jnp.zeros(size, dtype), params)
         nowhere = jnp.full((), jnp.inf, dtype)
         return SR1State(model, self.init_radius.astype(dtype), nowhere, grad, StepInfo.of(params))

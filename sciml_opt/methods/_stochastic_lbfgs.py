@@ -68,9 +68,10 @@ class StochasticLBFGSMethod(AbstractMethod):
         started = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         d = -two_loop(state.memory, g)
         d = jnp.where(jnp.vdot(g, d) < 0, d, -g)
-        eta = self.learning_rate(state.steps).astype(dtype)
+        eta = jnp.asarray(self.learning_rate(state.steps), dtype)
         size = tree_norm(d)
-        eta = jnp.minimum(eta, self.longest(state.steps).astype(dtype) / jnp.where(size > 0, size, 1))
+        longest = jnp.asarray(self.longest(state.steps), dtype)
+        eta = jnp.minimum(eta, longest / jnp.where(size > 0, size, 1))
         s = jnp.where(started, eta * d, 0)
         update = unravel(s, params)
 

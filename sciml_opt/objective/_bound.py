@@ -203,9 +203,10 @@ class BoundObjective(eqx.Module):
         return self._with_terms({name: _subsample(term, keys[name], fraction) for name, term in self._terms.items()})
 
     def part(self, index: ArrayLike, count: int) -> "BoundObjective":
-        """The loss on one of `count` equal parts of the points of every term; the mean over all parts is the loss.
+        """The loss on one of `count` parts of the points of every term, each with the weight of all of them.
 
-        The points are dealt out at random, always in the same way. Product terms, and those of fewer than `count`
+        The points are dealt out at random, always in the same way, so that the parts have equal size but for one point;
+        the mean over parts of equal size is the loss. Product terms, and those of fewer than `count`
         points, are kept whole.
 
         **Arguments:** `index` of the part, which may be traced; `count` of parts.
@@ -297,8 +298,11 @@ def _part(term: BoundTerm, index: ArrayLike, count: int) -> BoundTerm:
     if isinstance(term.inner, ProductMap) or term.count < count:
         return term
     hands, there = (jnp.asarray(array)[index] for array in deal(term.count, count))
-    weights = jnp.full(hands.shape, 1 / term.count) if term.weights is None else term.weights[hands]
-    weights = jnp.where(there, count * weights, 0)
+    every = jnp.full(term.count, 1 / term.count) if term.weights is None else term.weights
+    weights = jnp.where(there, every[hands], 0)
+    # every part stands for all the points: one less of them, or the filler of a mesh, is no noise
+    held = jnp.sum(weights)
+    weights = weights * (jnp.sum(every) / jnp.where(held == 0, 1, held))
     points = jax.tree.map(lambda leaf: leaf[hands], term.points)
     return BoundTerm(term.inner, term.outer, points, term.weight, weights, len(hands))
 

@@ -40,7 +40,7 @@ def gradient_noise(loss: BoundObjective, params: PyTree, groups: int = 16) -> Gr
 
     **Errors:** `TypeError` if `loss` is no bound objective; `ValueError` if no term can be divided.
 
-    **Cost:** one gradient; memory `G P`.
+    **Cost:** two gradients; memory `G P`.
 
     Source: Byrd, Chin, Nocedal and Wu (2012), doi:10.1007/s10107-012-0572-5, there from the gradients of single points.
 
@@ -55,8 +55,9 @@ def gradient_noise(loss: BoundObjective, params: PyTree, groups: int = 16) -> Gr
             f"are not divided), got {groups}."
         )
     gradients = jax.vmap(lambda j: ravel(jax.grad(loss.part(j, groups))(params)))(jnp.arange(groups))
-    g = jnp.mean(gradients, axis=0)
-    variance = jnp.sum((gradients - g[None]) ** 2) / (groups * (groups - 1))
+    deviations = gradients - jnp.mean(gradients, axis=0)[None]
+    variance = jnp.sum(deviations**2) / (groups * (groups - 1))
+    g = ravel(jax.grad(loss)(params))  # not the mean over the parts, some of which may have a point less
     squared_norm = jnp.vdot(g, g)
     ratio = jnp.where(variance == 0, jnp.zeros_like(variance), variance / squared_norm)
     return GradientNoise(variance, squared_norm, ratio)

@@ -14,6 +14,7 @@ from .._check import number, parameters
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
 from ..methods import AbstractGradientMethod, AbstractMethod, Loss, carried_value_and_grad
+from ..methods._quasi_newton import HOPELESS
 from ..objective import BoundObjective
 
 
@@ -110,6 +111,9 @@ class _MethodFace(eqx.Module):
         # A rejected trial counts as well: at rounding level no step decreases the loss any more.
         change = jnp.abs(info.loss - info.trial_loss)
         settled = (info.step_norm <= atol + rtol * self.norm(y)) & (change <= atol + rtol * jnp.abs(info.loss))
+        searches = getattr(method_state, "searches", None)  # of a quasi-Newton method, which after a failure tries anew
+        if searches is not None:
+            settled = settled & ((searches.failures == 0) | (searches.failures >= HOPELESS))
         terminate = settled | (info.grad_norm == 0)
         finite = jnp.isfinite(info.loss) & jnp.isfinite(info.grad_norm)
         result = optx.RESULTS.where(finite, optx.RESULTS.successful, optx.RESULTS.nonfinite)

@@ -190,6 +190,8 @@ class _Host:
             Run.build(objective, phase.optimizer, its, static=static, **options)
             for phase, its in zip(phases, own, strict=True)
         ]
+        if options["metric"] is None and any(phase.until and phase.until.error > -jnp.inf for phase in phases):
+            raise ValueError("Phase(until=Stop(error=...)) needs a metric: fit(metric=model -> error).")
         self.total, self.phases = sum(phase.steps for phase in phases), len(phases)
         self.record = Record()
         self.meter = _Meter(self.total, self.progress)
@@ -283,10 +285,16 @@ class _Host:
         self.record = Record.restore(header, history)
         until = self.until  # the run goes on if what stopped it no longer holds: a stricter target, more patience
         error = np.fmin.reduce(history["error"], initial=np.inf) if history else np.inf
+        run = runs[index]
         holds = (state.best_loss <= until.loss) | (error <= until.error) | (state.stalled >= until.plateau)
-        stopped = (state.result == RESULTS.target_reached) | (state.result == RESULTS.plateau)
-        running: Any = RESULTS.successful
-        return index, header["begin"], state._replace(result=RESULTS.where(stopped & ~holds, running, state.result))
+        holds = holds | run.stopped(state, until)
+        ends = (RESULTS.target_reached, RESULTS.plateau, RESULTS.too_noisy)
+        if any(bool(state.result == end) for end in ends) and not bool(holds):
+            running: Any = RESULTS.successful
+            # a run that ends at a target keeps the point before the last step, of which the optimizer knows nothing
+            optimizer = run.stepper.forget(state.optimizer, like.optimizer)
+            state = state._replace(result=running, optimizer=optimizer)
+        return index, header["begin"], state
 
 
 def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
@@ -308,7 +316,7 @@ def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
 def _enter(run: Run, state: TrainState, same: bool) -> TrainState:
     """The start of the next phase; with the `same` optimizer its state goes on, but for losses of the old data."""
     fresh = run.init(state.params, state.key)
-    optimizer = run.stepper.forget(state.optimizer) if same else fresh.optimizer
+    optimizer = run.stepper.forget(state.optimizer, fresh.optimizer) if same else fresh.optimizer
     kept = dict(step=state.step, best_params=state.best_params, best_loss=state.best_loss)
     return fresh._replace(optimizer=optimizer, **kept)
 

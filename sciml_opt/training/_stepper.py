@@ -23,7 +23,7 @@ class Carried(NamedTuple):
 
 def _holds(state: Any) -> bool:
     """Whether a state has `value` and `grad` of the point that its step led to, as optax's line searches and ours."""
-    return {"value", "grad"} <= set(getattr(state, "_fields", ()))
+    return {"value", "grad"} <= set(getattr(state, "_fields", ())) and state.grad is not None
 
 
 class OptaxStepper(eqx.Module):
@@ -45,10 +45,10 @@ class OptaxStepper(eqx.Module):
         last: Any = state[-1] if type(state) is tuple and state else state  # the end of a chain
         return Carried(last.value, last.grad) if _holds(last) else None
 
-    def forget(self, state: Any) -> Any:
-        """The state for another loss: without the value that it carries."""
+    def forget(self, state: Any, fresh: Any) -> Any:
+        """The state for another loss, or another point: without the value that it carries."""
         if type(state) is tuple and state:
-            return (*state[:-1], self.forget(state[-1]))
+            return (*state[:-1], self.forget(state[-1], fresh))
         last: Any = state
         return last._replace(value=jnp.full_like(last.value, jnp.inf)) if _holds(last) else last
 
@@ -73,8 +73,14 @@ class OptimistixStepper(eqx.Module):
         method: Any = getattr(state, "method", None)  # of a solver of ours
         return Carried(method.value, method.grad) if _holds(method) else None
 
-    def forget(self, state: Any) -> Any:
-        return state
+    def forget(self, state: Any, fresh: Any) -> Any:
+        """The state for another loss; that of a stock solver is about the old one, and begins anew."""
+        if not isinstance(self.optimizer, MethodSolver | MethodMinimiser):
+            return fresh
+        method: Any = state.method
+        if _holds(method):
+            method = method._replace(value=jnp.full_like(method.value, jnp.inf))
+        return eqx.tree_at(lambda s: s.method, state, method)
 
     def _options(self, loss: BoundObjective) -> dict[str, Any]:
         return {"objective": loss} if isinstance(self.optimizer, MethodSolver | MethodMinimiser) else {}

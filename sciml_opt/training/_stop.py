@@ -17,7 +17,7 @@ class Stop(eqx.Module):
     - `grad_norm`: stop when the Euclidean norm of the gradient is at most this.
     - `noise`: stop when the batch is too small, by the norm test: the standard deviation of its gradient exceeds
       `noise` times the norm (`so.norm_test`, for batches drawn at random; 0.9 is usual). It is measured as often as the
-      error, for one gradient. As the end of a phase it lets batches grow.
+      error, for two gradients. As the end of a phase it lets batches grow.
     - `plateau`: stop when the loss has not fallen by more than 0.1 % (of its size; it may be negative) in this many
       steps.
     - `seconds`: stop after this much wall-clock time of training, compilation excluded (`fit` only).

@@ -47,9 +47,10 @@ class TrainResult(eqx.Module):
     - `params`: the last iterate, or the best one if the run became non-finite.
     - `loss`: its loss on the last batch.
     - `best_params`, `best_loss`: the finite iterate of lowest loss.
-    - `result`: a `RESULTS` code: `steps_done`, `target_reached`, `plateau`, `nonfinite_loss`, or `phase_done` if an
-      optimistix solver has converged.
-    - `history`: `loss` (before each step), `terms` (one array a term), `error` (after each step; NaN where it was not
+    - `result`: a `RESULTS` code: `steps_done`, `target_reached`, `plateau`, `too_noisy`, `nonfinite_loss`, or
+      `phase_done` if an optimistix solver has converged.
+    - `history`: `loss` (before each step), `terms` (one array a term; of an optimizer that carries its loss, such as
+      L-BFGS, only as often as the error), `error` (after each step; NaN where it was not
       evaluated), `info` (`StepInfo` of our methods, else `None`), all with a leading axis of `steps`; rows from
       `state.step` on were not run and are NaN or zero.
     - `state`: the final `TrainState`.
@@ -231,7 +232,8 @@ class Run(eqx.Module):
         if self.where is not None:  # weight decay would move what is frozen
             params = eqx.combine(eqx.filter(params, self.where), state.params)
         finite = jnp.isfinite(value)
-        reached = value <= until.loss.astype(dtype)  # the loss of these very parameters: they are kept
+        # the loss and the gradient of these very parameters: they are kept
+        reached = (value <= until.loss.astype(dtype)) | _flat(until, grad)
         params = tree_where(finite & ~reached, params, state.params)
 
         state = _track(state, value)
@@ -244,10 +246,10 @@ class Run(eqx.Module):
         left = (value <= phase_until.loss.astype(dtype)) | (error <= phase_until.error.astype(dtype))
         left = left | (state.stalled >= phase_until.plateau) | converged | _flat(phase_until, grad)
         left = left | _noisy(phase_until, loss, params, measured)
-        stalled = (state.stalled >= until.plateau) | _noisy(until, loss, params, measured)
-        reached = reached | (error <= until.error.astype(dtype)) | _flat(until, grad)
+        reached = reached | (error <= until.error.astype(dtype))
         result = RESULTS.where(left, RESULTS.phase_done, state.result)
-        result = RESULTS.where(stalled, RESULTS.plateau, result)
+        result = RESULTS.where(_noisy(until, loss, params, measured), RESULTS.too_noisy, result)
+        result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
         result = RESULTS.where(reached, RESULTS.target_reached, result)
         result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
         info = next(iter(step_infos(optimizer)), None)
@@ -268,7 +270,8 @@ class Run(eqx.Module):
             terms = loss.values(params)
             return sum(terms.values(), start=jnp.zeros((), dtype)), terms
 
-        carried = self.stepper.carried(state.optimizer)
+        # with frozen parameters the point is not the one that the optimizer went to
+        carried = None if self.where is not None else self.stepper.carried(state.optimizer)
         if carried is None or (callable(self.data) and self.resample_every == 1):
             (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
             return value, grad, terms
@@ -278,6 +281,18 @@ class Run(eqx.Module):
         value, grad = lax.cond(same, lambda _: tuple(carried), jax.value_and_grad(loss), state.params)
         nothing = dict.fromkeys(loss.terms, jnp.full((), jnp.nan, dtype))
         return value, grad, lax.cond(measured, loss.values, lambda _: nothing, state.params)
+
+    def stopped(self, state: TrainState, until: Stop) -> Bool[Array, ""]:
+        """Whether the gradient or its noise at the present point stops a run."""
+        if until.grad_norm is None and until.noise is None:
+            return jnp.zeros((), bool)
+
+        @jax.jit
+        def check(params):
+            loss = self.bind(state.key, jnp.maximum(state.step - 1, 0))
+            return _flat(until, jax.grad(loss)(params)) | _noisy(until, loss, params, jnp.ones((), bool))
+
+        return check(state.params)
 
     def error(self, params: PyTree, dtype) -> Scalar:
         if self.metric is None:
@@ -310,7 +325,10 @@ def _noisy(until: Stop, loss: BoundObjective, params: PyTree, measured: Bool[Arr
     theta = until.noise
     if theta is None:
         return jnp.zeros((), bool)
-    return lax.cond(measured, lambda p: ~norm_test(loss, p, theta), lambda _: jnp.zeros((), bool), params)
+    groups = min(16, max(loss.sizes.values(), default=0))
+    if groups < 2:
+        raise ValueError("Stop(noise=...) needs a term of at least two points, other than a Product, to compare parts.")
+    return lax.cond(measured, lambda p: ~norm_test(loss, p, theta, groups), lambda _: jnp.zeros((), bool), params)
 
 
 def _track(state: TrainState, value: Scalar) -> TrainState:

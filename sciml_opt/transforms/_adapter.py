@@ -42,7 +42,7 @@ def _update(method: AbstractMethod, updates, state, params=None, *, grad=None, v
     del extra_args
     loss: Loss = bound_objective(value_fn, params) if method.structured else any_function(value_fn, params)
     require_gradient(updates, grad)
-    if isinstance(method, AbstractGradientMethod) and value is not None:
+    if isinstance(method, AbstractGradientMethod) and value is not None and grad is not None:
         return method.advance(loss, params, jnp.asarray(value, tree_dtype(params)), updates, state)
     return method.step(loss, params, state)
 

@@ -14,7 +14,7 @@ from ._estimator import strong
 
 
 class AveragedState(NamedTuple):
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # those that led to finite parameters
     average: PyTree
     inner: Any
 
@@ -25,7 +25,7 @@ def averaged(tx: optax.GradientTransformation, start: ArrayLike = 0) -> optax.Gr
         average += (theta - average) / n,      n = 1, 2, ...,  from step `start` on; until then average = theta
 
     The steps are those of `tx`. The mean of the iterates of stochastic gradients has much less noise than the last of
-    them, and allows for larger steps. Parameters that are not finite are left out.
+    them, and allows for larger steps. Parameters that are not finite are left out, and not counted.
 
     **Arguments:** `tx`, any optax transformation whose updates are final; `start`, how many steps are left out.
 
@@ -77,5 +77,6 @@ def _update(inner, start, updates, state: AveragedState, params=None, **extra):
     theta = optax.apply_updates(params, updates)
     n = jnp.maximum(state.step - start + 1, 1)
     mean = jax.tree.map(lambda a, t: a + (t - a) / n.astype(a.dtype), state.average, theta)
-    mean = tree_where(tree_all_finite(theta), mean, state.average)
-    return updates, AveragedState(state.step + 1, mean, inner_state)
+    finite = tree_all_finite(theta)
+    mean = tree_where(finite, mean, state.average)
+    return updates, AveragedState(state.step + finite.astype(jnp.int32), mean, inner_state)

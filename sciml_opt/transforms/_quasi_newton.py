@@ -20,10 +20,15 @@ def lbfgs(
         theta+ = theta - eta H g,     H from H_0 and the last m pairs s = theta+ - theta, y = g+ - g
 
     Both gradients of a pair are of the points of one step, so that fresh points each step do no harm. A pair without
-    positive curvature above rounding is left out. If no step along `-H g` decreases the loss, the step is zero, the
-    memory is dropped (`so.info(state).rung` is 1) and the next step is along the gradient: the method never stops by
-    itself. In float32 the line search goes on where losses differ by rounding only, by their slopes. Carried from step
-    to step: the pairs, `H_0`, and the loss and the gradient at the new point.
+    positive curvature above rounding is left out.
+
+    In float32 the line search goes on where losses differ by rounding only, by their slopes: the loss may rise above
+    the lowest so far by `100 eps`, and after a failed search by more, up to `1e4 eps` (1e-3 in float32, 2e-12 in
+    float64). If a search finds no step, the step is zero and `so.info(state).rung` is 1; after two of them in a row the
+    pairs are dropped, after the third `H_0` too, and the next steps are along the gradient. The method never stops by
+    itself; at a point where five searches have failed it makes one trial a step (end a phase there by
+    `so.Stop(plateau=...)`). Carried from step to step: the pairs, `H_0`, how the searches fared, and the loss and the
+    gradient at the new point.
 
     **Arguments:**
 
@@ -64,7 +69,7 @@ def bfgs(*, damped: bool = False) -> optax.GradientTransformationExtraArgs:
         theta+ = theta - eta H g
         H+ = (I - rho s y^T) H (I - rho y s^T) + rho s s^T,     rho = 1 / s^T y
 
-    After the first step `H` is scaled to `(s^T y / y^T y) I`; after a failed search it is the identity again. `H` is
+    After the first step `H` is scaled to `(s^T y / y^T y) I`; after two failed searches it is the identity again. It is
     carried from step to step, also across batches: both gradients of a pair are of the points of one step.
 
     **Arguments:** `damped`: Powell's damping of `y`, as in `so.lbfgs`; without it pairs of no positive curvature above
@@ -163,8 +168,8 @@ def trust_region_sr1(
     **Returns:** an optax transformation; `so.info(state)` tells what the last step did (`rung` 1 for negative
     curvature). `value_fn` may be any function of the parameters.
 
-    **Cost:** one value and gradient a step, accepted or not; `4 m P` flops an iteration of conjugate gradients and
-    `2 m P` memory, or `2 P^2` and `P^2`.
+    **Cost:** one value and gradient a step, accepted or not; `4 m P` flops an iteration of conjugate gradients,
+    `4 m^2 P` a step and `3 m P` memory, or `2 P^2`, `2 P^2` and `P^2`.
 
     Source: Byrd, Khalfan and Schnabel (1996), doi:10.1137/S1052623493252985; Nocedal and Wright, algorithm 6.2.
 

@@ -59,8 +59,9 @@ def scale_by_svrg(loss: Callable[[PyTree], Scalar], every: int) -> optax.Gradien
 
     Unbiased, with a variance that vanishes as `theta` and the snapshot approach a minimum: where minibatches differ,
     stochastic gradients stall at their noise, and this does not. `value_fn`, the loss on the minibatch, and `loss` may
-    be any functions of the parameters. A minibatch or whole gradient that is not finite moves nothing; the step number
-    still counts, so that under `vmap` the whole gradient is computed only when it is due.
+    be any functions of the parameters. A minibatch gradient that is not finite moves nothing, and of a whole one the
+    last snapshot is kept; the step number still counts, so that under `vmap` the whole gradient is computed only when
+    it is due.
 
     **Arguments:**
 

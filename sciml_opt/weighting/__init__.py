@@ -1,7 +1,7 @@
 """Several loss terms: weights that balance them, and gradients that none of them is hurt by."""
 
-from ._config import conflict_free_gradient as conflict_free_gradient
-from ._config import momentum_conflict_free_gradient as momentum_conflict_free_gradient
+from ._conflict_free import conflict_free_gradient as conflict_free_gradient
+from ._conflict_free import momentum_conflict_free_gradient as momentum_conflict_free_gradient
 from ._dual_cone import dual_cone_gradient as dual_cone_gradient
 from ._equalised import equalised as equalised
 from ._multi_adam import multi_adam as multi_adam

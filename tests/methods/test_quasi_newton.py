@@ -258,8 +258,9 @@ def test_rank_one_models_are_the_dense_recursion(seed):
 @jax.jit
 def jitted_models(pairs):
     n, m, zero = pairs[0].shape[0], 3, jnp.zeros(())
-    dense = DenseModel(jnp.zeros((n, n)))
-    limited = LimitedModel(jnp.zeros((m, n)), jnp.zeros((m, n)), zero, jnp.zeros((m, n)), jnp.zeros((m, m)))
+    dense = DenseModel(jnp.zeros((n, n)), jnp.int32(0))
+    rows = jnp.zeros((m, n))
+    limited = LimitedModel(rows, rows, zero, rows, jnp.zeros((m, m)), jnp.int32(0))
     for s, y in zip(*pairs, strict=True):
         dense, limited = dense.updated(s, y, jnp.array(True)), limited.updated(s, y, jnp.array(True))
     return dense.matrix, jax.vmap(limited.mv)(jnp.eye(n))
@@ -286,6 +287,40 @@ def test_sr1_predicts_with_the_dense_matrix(memory):
                     B = sr1(B, path[j + 1] - path[j], g[j + 1] - g[j])
         B = sr1(B, s, y)
     assert k >= 1
+
+
+def test_sr1_keeps_a_matrix_whose_first_entry_is_zero():
+    """On `x y` the model becomes [[0, 1], [1, 0]]; it is not taken for the one before the first pair."""
+    pairs = [jnp.asarray(s) for s in ([1.0, 0.3], [0.2, -1.0], [0.7, 0.5])]
+    model, H = DenseModel(jnp.zeros((2, 2)), jnp.int32(0)), jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    for s in pairs:
+        model = model.updated(s, H @ s, jnp.array(True))
+    np.testing.assert_allclose(model.matrix, H, atol=1e-12)
+
+
+@jax.numpy_dtype_promotion("standard")  # MultiSteps mixes dtypes
+def test_multisteps_searches_on_the_loss_that_it_is_given():
+    """The mean of two gradients is not the gradient of the second loss, on which the search is made."""
+    tx = optax.MultiSteps(so.lbfgs(3), every_k_schedule=2)
+    params, loss = problem()
+
+    @jax.jit
+    def step(params, state, weight):
+        scaled = loss.reweighted({"interior": weight})
+        updates, state = tx.update(jax.grad(scaled)(params), state, params, value_fn=scaled, value=scaled(params))
+        return optax.apply_updates(params, updates), state, ravel_pytree(jax.grad(scaled)(params))[0]
+
+    state = tx.init(params)
+    for weight in (1.0, 3.0, 1.0, 3.0):
+        params, state, gradient = step(params, state, jnp.asarray(weight))
+    np.testing.assert_allclose(so.info(state).grad_norm, jnp.linalg.norm(gradient), rtol=1e-10)
+
+
+def test_schedules_of_plain_numbers():
+    params, loss = problem()
+    tx = so.stochastic_lbfgs(lambda step: 0.1, 3, longest=lambda step: 0.05)
+    path, info = runner(tx, loss, 2)(params)
+    assert np.all(info.step_norm <= 0.05 * (1 + 1e-12)) and np.all(info.accepted)
 
 
 # --- work, precision, batches

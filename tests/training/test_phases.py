@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix as optx
 import pytest
 from jax.flatten_util import ravel_pytree
 from small import partition
@@ -122,6 +123,53 @@ def test_no_gradient_is_evaluated_twice(optimizer):
         evaluations = 1 + int(np.sum(history["gradients"])) + 2 + 8
         solver = isinstance(optimizer, so.LBFGS)  # optimistix asks for what else the function returns; that is nothing
         assert len(points) / 3 <= evaluations + 12 * solver
+
+
+def test_a_resumed_run_does_not_use_what_belongs_to_another_point(tmp_path):
+    """A run that ends at a loss keeps the point before its last step, of which the optimizer carries nothing."""
+    file = tmp_path / "run.npz"
+    for optimizer in (so.lbfgs(5), so.LBFGS(0.0, 0.0, memory=5)):
+        file.unlink(missing_ok=True)
+        first = so.fit(MODEL, FIT, optimizer, BATCH, steps=60, until=so.Stop(loss=2e-2), checkpoint=file)
+        assert first.status == so.RESULTS.target_reached and first.steps < 60
+        again = so.fit(MODEL, FIT, optimizer, BATCH, steps=60, until=so.Stop(loss=2e-2), checkpoint=file, resume=True)
+        assert again.steps == first.steps  # it still holds
+        further = so.fit(MODEL, FIT, optimizer, BATCH, steps=60, until=so.Stop(loss=0.0), checkpoint=file, resume=True)
+        np.testing.assert_allclose(further.history["loss"][first.steps], first.loss, rtol=1e-10)
+        assert further.steps == 60 and further.loss < 0.1 * first.loss
+
+
+def test_a_run_that_a_small_gradient_ended_stays_ended(tmp_path):
+    """The point whose gradient was small is kept, and a resumed run sees it; a stricter condition goes on."""
+    file, until = tmp_path / "run.npz", so.Stop(grad_norm=1e-2)
+    first = so.fit(MODEL, FIT, so.lbfgs(5), BATCH, steps=80, until=until, checkpoint=file)
+    assert first.status == so.RESULTS.target_reached and first.steps < 80
+    params, static = partition(first.model)
+    gradient = jax.jit(jax.grad(FIT.bind(BATCH, static=static)))(params)
+    assert np.linalg.norm(np.asarray(ravel_pytree(gradient)[0])) <= 1e-2
+    again = so.fit(MODEL, FIT, so.lbfgs(5), BATCH, steps=80, until=until, checkpoint=file, resume=True)
+    assert again.steps == first.steps
+    stricter = so.Stop(grad_norm=1e-3)
+    further = so.fit(MODEL, FIT, so.lbfgs(5), BATCH, steps=80, until=stricter, checkpoint=file, resume=True)
+    assert further.steps > first.steps
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_the_same_optimizer_forgets_the_loss_of_other_data():
+    """In a phase with other points: what is recorded first is the loss there, for each kind of optimizer."""
+    other = {"data": 3 * INPUTS}
+    backtracking = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15, store_grad=True))
+    stock = optx.BFGS(1e-9, 1e-9)
+    for optimizer in (so.lbfgs(5), so.LBFGS(0.0, 0.0, memory=5), backtracking, stock):
+        short = so.fit(MODEL, FIT, optimizer, BATCH, steps=4)
+        phases = [so.Phase(optimizer, 4), so.Phase(optimizer, 12, data=other)]
+        result = so.fit(MODEL, FIT, phases, BATCH)
+        params, static = partition(short.model)
+        want = jax.jit(FIT.bind(other, static=static))(params)
+        np.testing.assert_allclose(result.history["loss"][4], want, rtol=1e-8)
+        assert result.loss < 0.9 * want
+    plain = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15))  # carries a value, and no gradient
+    assert so.fit(MODEL, FIT, plain, BATCH, steps=5).loss < 0.2
 
 
 def test_the_average_of_a_run():

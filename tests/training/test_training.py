@@ -187,7 +187,9 @@ def test_optimistix_solvers(solver):
 
 def test_our_solvers_step_like_our_transformations(reference):
     result = fit(so.LevenbergMarquardt(1e-9, 1e-9), steps=40, metric=metric, metric_every=4)
-    assert same(partition(result.model)[0], partition(reference.model)[0])
+    # two programs, which XLA may fuse otherwise: the same bits for a while, then rounding that 40 steps have amplified
+    np.testing.assert_allclose(result.history["loss"][:10], reference.history["loss"][:10], rtol=1e-13)
+    assert relative(partition(result.model)[0], partition(reference.model)[0]) < 1e-9
 
 
 def test_seeds_share_one_program():
