@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from .._check import number
 from .._tree import tree_add, tree_dtype
 from ..objective import Objective
-from ..transforms import bound_objective, require_gradient
+from ._term_gradients import bound_terms, require_terms, term_names
 
 
 class EqualisedState(NamedTuple):
@@ -51,9 +51,7 @@ def equalised(
 
     **Example:** `so.equalised(so.levenberg_marquardt(), objective)`.
     """
-    if isinstance(terms, str):
-        raise TypeError(f"terms must be the objective or the names of all its terms, got the string {terms!r}.")
-    names = tuple(sorted(terms.terms if isinstance(terms, Objective) else terms))
+    names = term_names("terms", terms)
     numbers = number("exponent", exponent, at_least=0), number("floor", floor, above=0)
     inner = optax.with_extra_args_support(tx)
     return optax.GradientTransformationExtraArgs(
@@ -71,14 +69,10 @@ def _update(
     inner, numbers, updates, state: EqualisedState, params=None, *, value_fn=None, value=None, grad=None, **extra
 ):
     del value
-    loss = bound_objective(value_fn, params)
-    require_gradient(updates, grad)
+    loss = bound_terms(value_fn, updates, params, grad)
     if not loss.least_squares:
         raise ValueError("equalised needs terms that cannot be negative: least squares in every one.")
-    if set(state.weights) != set(loss.terms):
-        raise ValueError(
-            f"terms must be all those of the objective, {sorted(loss.terms)}, got {sorted(state.weights)}."
-        )
+    require_terms("terms", state.weights, loss)
     weighted = loss.reweighted(state.weights)
     value, grad = jax.value_and_grad(weighted)(params)
     given = {"value": value, "grad": grad, "value_fn": weighted}

@@ -57,7 +57,7 @@ def test_errors():
     params, loss = problem()
     tx = so.equalised(so.gauss_newton(), ["inside", "boundary"])
     grad = jax.grad(loss)(params)
-    with pytest.raises(ValueError, match=r"terms must be all those .* got \['boundary', 'inside'\]"):
+    with pytest.raises(ValueError, match=r"terms must be all the terms .* got \['boundary', 'inside'\]"):
         tx.update(grad, tx.init(params), params, grad=grad, value_fn=loss)
     with pytest.raises(TypeError, match="must be a bound objective"):
         tx.update(grad, tx.init(params), params, grad=grad, value_fn=lambda p: loss(p))
