@@ -125,7 +125,7 @@ def test_float32_goes_on_below_the_rounding_of_the_loss():
         assert f(x) == 1  # no difference of values is left
         end, found, gradient = descend(x)
         assert jnp.linalg.norm(end) < 1e-2 * jnp.linalg.norm(x)
-        np.testing.assert_array_equal(gradient, jax.grad(f)(end))
+        np.testing.assert_allclose(gradient, jax.grad(f)(end), rtol=1e-5)  # two programs, rounded otherwise
         assert int(found.evaluations) == 0 and int(found.gradients) >= 1
 
 
