@@ -133,7 +133,9 @@ def ss_broyden(variant: Literal[1, 2] = 2) -> optax.GradientTransformationExtraA
         H+ = (H - H y y^T H / y^T H y + phi (y^T H y) v v^T) / tau + s s^T / s^T y
 
     with `phi` and `tau` from `s^T B s / s^T y` and `y^T H y / s^T y` (the formulas:
-    `sciml_opt.methods.broyden_coefficients`). The usual recipe is Adam first, then this with points redrawn every 500
+    `sciml_opt.methods.broyden_coefficients`). It comes near Levenberg-Marquardt on PINNs, and past it on Burgers' shock
+    and on energies; without damping it fits between few points in the end (2 of 5 runs on 5-D Poisson, after 1e-6):
+    keep the best model, or draw new points. The usual recipe is Adam first, then this with points redrawn every 500
     steps, `so.fit(..., [so.Phase(adam, 5000), so.Phase(so.ss_broyden(), 20000)], data=sampler, resample_every=500)`.
 
     **Arguments:** `variant`: 2, the paper's, or 1, which stays near the symmetric rank-one update.
