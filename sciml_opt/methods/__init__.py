@@ -16,7 +16,6 @@ from ._method import AbstractGradientMethod as AbstractGradientMethod
 from ._method import AbstractMethod as AbstractMethod
 from ._method import Loss as Loss
 from ._method import StepInfo as StepInfo
-from ._method import carried_value_and_grad as carried_value_and_grad
 from ._method import search_info as search_info
 from ._method import searched as searched
 from ._method import solve_info as solve_info

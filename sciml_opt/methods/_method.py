@@ -116,13 +116,6 @@ class AbstractGradientMethod(AbstractMethod):
         return self.advance(loss, params, value, grad, state)
 
 
-def carried_value_and_grad(
-    loss: Callable[[PyTree], Scalar], params: PyTree, value: Scalar, grad: PyTree
-) -> tuple[Scalar, PyTree]:
-    """What the last step left, `value` and `grad` at `params`; evaluated where there is none yet."""
-    return lax.cond(jnp.isfinite(value), lambda _: (value, grad), jax.value_and_grad(loss), params)
-
-
 def line_search_step(
     loss: Loss,
     params: PyTree,

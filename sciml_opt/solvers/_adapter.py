@@ -7,13 +7,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar
 
 from .._check import number, parameters
 from .._tree import ravel, tree_add, tree_dtype, tree_size, tree_structure
 from ..linearization import Linearization, StructuredJacobian
-from ..methods import AbstractGradientMethod, AbstractMethod, Loss, carried_value_and_grad
+from ..methods import AbstractGradientMethod, AbstractMethod, Loss
 from ..methods._quasi_newton import HOPELESS
 from ..objective import BoundObjective
 
@@ -101,8 +102,8 @@ class _MethodFace(eqx.Module):
     def step(self, fn, y, args, options, state: _SolverState, tags) -> tuple[PyTree, _SolverState, Any]:
         loss = options["objective"] if "objective" in options else self._loss(fn, args)
         if isinstance(self.method, AbstractGradientMethod):
-            value, grad = carried_value_and_grad(loss, y, state.method.value, state.method.grad)
-            update, method_state = self.method.advance(loss, y, value, grad, state.method)
+            value, grad = optax.value_and_grad_from_state(loss)(y, state=state.method)
+            update, method_state = self.method.advance(loss, y, jnp.asarray(value), grad, state.method)
         else:
             update, method_state = self.method.step(loss, y, state.method)
         new_y, info = tree_add(y, update), method_state.info

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree, Scalar
@@ -275,10 +276,11 @@ class Run(eqx.Module):
         if carried is None or (callable(self.data) and self.resample_every == 1):
             (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
             return value, grad, terms
-        same = jnp.isfinite(carried.value)
-        if callable(self.data):
-            same = same & (state.step % self.resample_every != 0)
-        value, grad = lax.cond(same, lambda _: tuple(carried), jax.value_and_grad(loss), state.params)
+        if callable(self.data):  # of other points the value is unknown
+            changed = state.step % self.resample_every == 0
+            carried = carried._replace(value=jnp.where(changed, jnp.inf, carried.value))
+        value, grad = optax.value_and_grad_from_state(loss)(state.params, state=carried)
+        value = jnp.asarray(value)
         nothing = dict.fromkeys(loss.terms, jnp.full((), jnp.nan, dtype))
         return value, grad, lax.cond(measured, loss.values, lambda _: nothing, state.params)
 
