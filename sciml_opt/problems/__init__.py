@@ -2,8 +2,8 @@
 
 ```python
 >>> from sciml_opt import problems
->>> problems.names()
-('burgers', 'convection', 'deep_ritz1d', 'heat1d', 'poisson2d', 'poisson5d')
+>>> "heat1d" in problems.names()
+True
 >>> problems.get("heat1d").title
 'Heat equation, one space dimension'
 
@@ -11,5 +11,6 @@
 """
 
 from ._problem import Problem as Problem
+from ._problem import Published as Published
 from ._registry import get as get
 from ._registry import names as names

@@ -14,7 +14,17 @@ from ._poisson2d import poisson2d
 from ._poisson5d import poisson5d
 from ._problem import Problem
 
-_BUILDERS = {builder.__name__: builder for builder in (burgers, convection, deep_ritz1d, heat1d, poisson2d, poisson5d)}
+_BUILDERS = {
+    builder.__name__: builder
+    for builder in (
+        burgers,
+        convection,
+        deep_ritz1d,
+        heat1d,
+        poisson2d,
+        poisson5d,
+    )
+}
 
 
 def names() -> tuple[str, ...]:
