@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,10 +24,8 @@ class Published(NamedTuple):
     source: str
 
 
-class Network(Protocol):
-    """Draws a fresh model of a problem."""
-
-    def __call__(self, key: PRNGKeyArray, layers: Sequence[int], dtype: DTypeLike | None) -> Any: ...
+# `(key, layers, dtype) -> model`
+Network = Callable[[PRNGKeyArray, Sequence[int], DTypeLike | None], Any]
 
 
 def _apply(model: Any, x: Float[Array, " d"]) -> Float[Array, "..."]:

@@ -27,7 +27,8 @@ CHUNK_SECONDS = 0.25  # a chunk is cut short to look at the clock about this oft
 
 
 class Phase(NamedTuple):
-    """One stage of a run: an optimizer, its number of steps, when to leave it for the next stage, and its own data.
+    """One stage of a run: an optimizer, its number of steps, when to leave it for the next stage, and its own data
+    or objective (a curriculum goes through several, from an easy equation to the one that is meant).
 
     What carries over to the next phase: the parameters, the best iterate, the number of the step (from which samplers
     draw), and the state of the optimizer if both phases hold the same one (the same object): its moments, pairs,
@@ -35,7 +36,9 @@ class Phase(NamedTuple):
     schedules, and so does the count of a plateau.
 
     **Arguments:** `optimizer`; `steps` at most; `until`, a `Stop` that ends the phase: after a plateau, at a loss, an
-    error or a norm of the gradient, when the batch is too noisy, or after a time; `data`, in place of that of `fit`.
+    error or a norm of the gradient, when the batch is too noisy, or after a time; `data` and `objective`, in place of
+    those of `fit`, with the same terms. Objectives that differ in the numbers of their terms only (an `eqx.Module` as
+    residual, with the coefficient as an array field) share one compiled program.
 
     **Example:**
 
@@ -53,6 +56,7 @@ class Phase(NamedTuple):
     steps: int
     until: Stop | None = None
     data: Any = None
+    objective: Objective | None = None
 
 
 class Progress(NamedTuple):
@@ -127,7 +131,8 @@ def fit(
     - `model`: an equinox module (or any pytree); its floating arrays are trained.
     - `objective`: the terms.
     - `optimizer`: an optax transformation, an optimistix solver, or a list of `Phase`.
-    - `data`: a batch (a dict with one entry a term), or a sampler `key -> batch` for fresh points each step.
+    - `data`: a batch (a dict with one entry a term), a sampler `key -> batch` for fresh points each step, or an
+      adaptive sampler (`so.sampling.RAD`, ...), whose points depend on the model.
     - `steps`: the number of steps (not with phases: each has its own).
     - `key`: needed by a sampler.
     - `seeds`: a number of seeds, or the seeds; `model` is then a function `key -> model`, and the runs follow one
@@ -185,10 +190,15 @@ class _Host:
 
     def fit(self, model, objective, phases, data, key, resume: bool, options: dict) -> FitResult:
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        own = [data if phase.data is None else phase.data for phase in phases]
         runs = [
-            Run.build(objective, phase.optimizer, its, static=static, **options)
-            for phase, its in zip(phases, own, strict=True)
+            Run.build(
+                objective if phase.objective is None else phase.objective,
+                phase.optimizer,
+                data if phase.data is None else phase.data,
+                static=static,
+                **options,
+            )
+            for phase in phases
         ]
         if options["metric"] is None and any(phase.until and phase.until.error > -jnp.inf for phase in phases):
             raise ValueError("Phase(until=Stop(error=...)) needs a metric: fit(metric=model -> error).")
@@ -315,9 +325,9 @@ def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
 
 def _enter(run: Run, state: TrainState, same: bool) -> TrainState:
     """The start of the next phase; with the `same` optimizer its state goes on, but for losses of the old data."""
-    fresh = run.init(state.params, state.key)
+    fresh = run.init(state.params, state.key, state.step)
     optimizer = run.stepper.forget(state.optimizer, fresh.optimizer) if same else fresh.optimizer
-    kept = dict(step=state.step, best_params=state.best_params, best_loss=state.best_loss)
+    kept = dict(best_params=state.best_params, best_loss=state.best_loss)
     return fresh._replace(optimizer=optimizer, **kept)
 
 

@@ -16,7 +16,7 @@ from .._check import count
 from .._results import RESULTS
 from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..objective import BoundObjective, Objective
-from ..sampling import norm_test
+from ..sampling import AbstractAdaptiveSampler, norm_test
 from ..transforms import step_infos
 from ._stepper import OptaxStepper, OptimistixStepper, make_stepper
 from ._stop import Stop
@@ -37,6 +37,7 @@ class TrainState(NamedTuple):
     # plateau detection: the loss at the last real decrease, and the steps since
     reference_loss: Scalar
     stalled: Int[Array, ""]
+    sampled: PyTree  # of an adaptive sampler: the batch of the next step, and its state
     result: RESULTS  # `successful` while running
 
 
@@ -90,7 +91,8 @@ def train(
     - `params`, `static`: from `eqx.partition(model, eqx.is_inexact_array)`; without `static`, `params` is the model.
     - `objective`: the terms.
     - `optimizer`: an optax transformation or an optimistix solver.
-    - `data`: a batch (a dict with one entry a term), or a sampler `key -> batch` that gives every step fresh points.
+    - `data`: a batch (a dict with one entry a term), a sampler `key -> batch` that gives every step fresh points, or an
+      adaptive sampler (`so.sampling.RAD`, ...), whose points depend on the model.
     - `steps`: the number of steps, a Python integer.
     - `where`, `chunk`, `mesh`: which parameters are trained, how many points are evaluated at a time, and over which
       devices they are sharded, as in `Objective.bind`.
@@ -145,7 +147,7 @@ class Run(eqx.Module):
 
     objective: Objective
     stepper: OptaxStepper | OptimistixStepper
-    data: PyTree | Callable[[Array], PyTree]
+    data: PyTree | Callable[[Array], PyTree] | AbstractAdaptiveSampler
     static: PyTree
     where: PyTree | Callable[[Any], bool] | None
     chunk: int | None = eqx.field(static=True)
@@ -161,43 +163,66 @@ class Run(eqx.Module):
         stepper = make_stepper(optimizer)
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective of Terms, got {type(objective).__name__}.")
-        if callable(data) and stepper.fixed_batch:
+        fresh = callable(data) or isinstance(data, AbstractAdaptiveSampler)
+        if fresh and stepper.fixed_batch:
             raise ValueError(
                 "An optimistix solver compares losses across steps, so it needs one fixed batch; data is a sampler. "
                 "Use an optax transformation for fresh points each step."
             )
         if metric is None and not isinstance(until.error, jax.core.Tracer) and until.error > -jnp.inf:
             raise ValueError("Stop(error=...) needs a metric: metric=model -> error.")
-        if not callable(data):
+        if not fresh:
             data = jax.tree.map(jnp.asarray, data)
         every = jnp.asarray(count("metric_every", metric_every), jnp.int32)
         resample = count("resample_every", resample_every)
         return cls(objective, stepper, data, static, where, chunk, mesh, metric, every, resample)
 
-    def bind(self, key: Array, step: Int[Array, ""]) -> BoundObjective:
+    @property
+    def adaptive(self) -> bool:
+        return isinstance(self.data, AbstractAdaptiveSampler)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the points change from time to time."""
+        return callable(self.data) or self.adaptive
+
+    def bind(self, key: Array, step: Int[Array, ""], sampled: PyTree) -> BoundObjective:
         batch: Any = self.data
-        if callable(batch):
+        if self.adaptive:
+            batch, _ = sampled
+        elif callable(batch):
             batch = batch(jax.random.fold_in(key, step // self.resample_every))
         return self.objective.bind(batch, self.static, where=self.where, chunk=self.chunk, mesh=self.mesh)
 
-    def init(self, params: PyTree, key: Array | None) -> TrainState:
-        if key is None and callable(self.data):
+    def draw(self, key: Array, step: Int[Array, ""], params: PyTree, state: PyTree) -> PyTree:
+        """The batch for step number `step`, which sees the model that this step starts from."""
+        key = jax.random.fold_in(key, step // self.resample_every)
+        return self.data.draw(key, eqx.combine(params, self.static), state)
+
+    def init(self, params: PyTree, key: Array | None, step: ArrayLike = 0) -> TrainState:
+        if key is None and self.fresh:
             raise ValueError("key is needed: data is a sampler, which draws points from it.")
         key = jax.random.key(0) if key is None else key
         if not isinstance(key, jax.Array):
             raise TypeError(f"key must be a random key, jax.random.key(seed), got {key!r}.")
+        step = jnp.asarray(step, jnp.int32)
+        sampled = None
+        if self.adaptive:
+            draw = eqx.filter_jit(lambda run, *args: run.draw(*args))
+            sampled = draw(self, key, step, params, self.data.init(jax.random.fold_in(key, 2**31 - 1)))
         running: Any = RESULTS.successful
         infinity = jnp.full((), jnp.inf, tree_dtype(params))
-        loss = self.bind(key, jnp.int32(0))
+        loss = self.bind(key, step, sampled)
         return TrainState(
             params=params,
             optimizer=self.stepper.init(loss, params),
             key=key,
-            step=jnp.int32(0),
+            step=step,
             best_params=params,
             best_loss=infinity,
             reference_loss=infinity,
             stalled=jnp.int32(0),
+            sampled=sampled,
             result=running,
         )
 
@@ -225,7 +250,7 @@ class Run(eqx.Module):
         self, state: TrainState, until: Stop, phase_until: Stop, number: Int[Array, ""]
     ) -> tuple[TrainState, dict[str, Any]]:
         """Step number `number` and its record. `until` ends the run, `phase_until` only the phase."""
-        loss = self.bind(state.key, state.step)
+        loss = self.bind(state.key, state.step, state.sampled)
         dtype = state.best_loss.dtype
         measured = number % self.metric_every == 0
         value, grad, terms = self.evaluate(loss, state, measured)
@@ -255,6 +280,12 @@ class Run(eqx.Module):
         result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
         info = next(iter(step_infos(optimizer)), None)
         state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
+        if self.adaptive:
+            again = (state.step % self.resample_every == 0) & (result == RESULTS.successful)
+            sampled = lax.cond(
+                again, lambda s: self.draw(s.key, s.step, s.params, s.sampled[1]), lambda s: s.sampled, state
+            )
+            state = state._replace(sampled=sampled)
         return state, {"loss": value, "terms": terms, "error": error, "info": info}
 
     def evaluate(
@@ -273,10 +304,10 @@ class Run(eqx.Module):
 
         # with frozen parameters the point is not the one that the optimizer went to
         carried = None if self.where is not None else self.stepper.carried(state.optimizer)
-        if carried is None or (callable(self.data) and self.resample_every == 1):
+        if carried is None or (self.fresh and self.resample_every == 1):
             (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
             return value, grad, terms
-        if callable(self.data):  # of other points the value is unknown
+        if self.fresh:  # of other points the value is unknown
             changed = state.step % self.resample_every == 0
             carried = carried._replace(value=jnp.where(changed, jnp.inf, carried.value))
         value, grad = optax.value_and_grad_from_state(loss)(state.params, state=carried)
@@ -291,7 +322,7 @@ class Run(eqx.Module):
 
         @jax.jit
         def check(params):
-            loss = self.bind(state.key, jnp.maximum(state.step - 1, 0))
+            loss = self.bind(state.key, jnp.maximum(state.step - 1, 0), state.sampled)
             return _flat(until, jax.grad(loss)(params)) | _noisy(until, loss, params, jnp.ones((), bool))
 
         return check(state.params)
@@ -306,7 +337,7 @@ class Run(eqx.Module):
 
     def finish(self, state: TrainState) -> tuple[Scalar, TrainState]:
         """Evaluate the last iterate, which no step has seen yet."""
-        value = self.bind(state.key, jnp.maximum(state.step - 1, 0))(state.params)
+        value = self.bind(state.key, jnp.maximum(state.step - 1, 0), state.sampled)(state.params)
         finite = jnp.isfinite(value) & tree_all_finite(state.params)
         result = RESULTS.where(finite, state.result, RESULTS.nonfinite_loss)
         return value, _track(state, value)._replace(result=result)
