@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import curvature as curvature
+from . import diagnostics as diagnostics
 from . import linear as linear
 from . import linearization as linearization
 from . import methods as methods
@@ -14,6 +15,7 @@ from .calculus import divergence as divergence
 from .calculus import forward_laplacian as forward_laplacian
 from .calculus import laplacian as laplacian
 from .calculus import partial as partial
+from .diagnostics import laplace as laplace
 from .linearization import Linearization as Linearization
 from .linearization import StructuredJacobian as StructuredJacobian
 from .objective import BoundObjective as BoundObjective
@@ -49,6 +51,7 @@ from .training import Progress as Progress
 from .training import Stop as Stop
 from .training import TrainResult as TrainResult
 from .training import fit as fit
+from .training import march as march
 from .training import train as train
 from .transforms import adaptive_cubic as adaptive_cubic
 from .transforms import anagram as anagram
@@ -91,12 +94,20 @@ from .transforms import svrg as svrg
 from .transforms import target_ratio_trust_region as target_ratio_trust_region
 from .transforms import trust_region_sr1 as trust_region_sr1
 from .transforms import variable_projection as variable_projection
+from .weighting import augmented_lagrangian as augmented_lagrangian
+from .weighting import causal as causal
 from .weighting import conflict_free_gradient as conflict_free_gradient
 from .weighting import dual_cone_gradient as dual_cone_gradient
 from .weighting import equalised as equalised
+from .weighting import grad_norm as grad_norm
+from .weighting import grad_norm_balance as grad_norm_balance
 from .weighting import momentum_conflict_free_gradient as momentum_conflict_free_gradient
 from .weighting import multi_adam as multi_adam
+from .weighting import ntk_balance as ntk_balance
 from .weighting import pcgrad as pcgrad
+from .weighting import relobralo as relobralo
+from .weighting import residual_attention as residual_attention
 from .weighting import scale_by_multi_adam as scale_by_multi_adam
+from .weighting import self_adaptive as self_adaptive
 
 __version__ = _version("sciml_opt")

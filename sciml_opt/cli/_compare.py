@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 import equinox as eqx
+import jax
 import numpy as np
 
 from ..problems import Problem
 from ..training import FitResult, Progress, Stop, fit
 from ._methods import METHODS
-from ._run import LEVELS, Job, finite, number, summarize
+from ._run import LEVELS, Job, comparison, finite, march_problem, number, summarize
 
 COLUMNS = LEVELS[1:6]
 UNLIMITED = 10_000_000  # steps, where only the time budget ends a run
@@ -33,18 +34,25 @@ def compare(
     with _Bar(len(methods) * seeds) as bar:
         for name in methods:
             bar.enter(name)
-            runs = fit(
-                lambda key: start(key, layers, dtype),
-                problem.objective,
-                METHODS[name].make(problem.objective),
-                problem.batch(dtype),
-                steps=steps or UNLIMITED,
-                seeds=seeds,
-                metric=problem.error,
-                metric_every=METHODS[name].metric_every,
-                until=Stop(seconds=seconds),
-                callback=bar.show,
+            optimizer = METHODS[name].make(problem.objective)
+            options: dict[str, Any] = dict(
+                steps=steps or UNLIMITED, metric_every=METHODS[name].metric_every, callback=bar.show
             )
+            if problem.slabs > 1:
+                models = (start(jax.random.key(seed), layers, dtype) for seed in range(seeds))
+                runs = [march_problem(problem, model, optimizer, dtype, seconds, **options) for model in models]
+            else:
+                runs = fit(
+                    lambda key: start(key, layers, dtype),
+                    problem.objective,
+                    optimizer,
+                    problem.sampler or problem.batch(dtype),
+                    seeds=seeds,
+                    resample_every=problem.resample_every,
+                    metric=problem.error,
+                    until=Stop(seconds=seconds),
+                    **options,
+                )
             results[name] = runs
             summaries = [summarize(Job(problem, name, seed, dtype, layers), run) for seed, run in enumerate(runs)]
             rows.append(_row(name, summaries))
@@ -78,7 +86,7 @@ def print_table(problem: Problem, rows: list[dict[str, Any]], err: bool) -> None
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     left = (0, len(head) - 1)
     click.echo(
-        f"{problem.title}, {len(rows[0]['runs'])} seeds: relative L2 error (median, worst), "
+        f"{problem.title}, {len(rows[0]['runs'])} seeds: relative L2 error (median, worst; {comparison(problem)}), "
         "median training seconds until it was 1e-2 ... 1e-6",
         err=err,
     )

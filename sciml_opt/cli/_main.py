@@ -30,14 +30,26 @@ def cli():
 
 
 @cli.command("list")
-def list_command():
-    """List the problems and the methods."""
-    for title, rows in (
-        ("Problems", {name: problems.get(name).title for name in problems.names()}),
-        ("Methods", {name: method.title for name, method in METHODS.items()}),
-    ):
-        width = max(map(len, rows))
-        click.echo(f"{title}:\n" + "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items()))
+@click.argument("what", type=click.Choice(["problems", "methods"]), required=False)
+@click.option("--tag", metavar="TAG", help="Only problems with this tag, such as stiff, energy or inverse.")
+def list_command(what, tag):
+    """List the problems, with their tags, and the methods; or only one of them."""
+    records = [problems.get(name) for name in problems.names()]
+    tags = sorted({own for record in records for own in record.tags})
+    if tag is not None and tag not in tags:
+        raise click.BadParameter(f"{tag!r} is none of {', '.join(tags)}.", param_hint="--tag")
+    groups = {
+        "Problems": {
+            record.name: f"{record.title} ({', '.join(record.tags)})"
+            for record in records
+            if tag is None or tag in record.tags
+        },
+        "Methods": {name: method.title for name, method in METHODS.items()},
+    }
+    for title, rows in groups.items():
+        if what is None or what == title.lower():
+            width = max(map(len, rows))
+            click.echo(f"{title}:\n" + "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items()))
 
 
 @cli.command("run")

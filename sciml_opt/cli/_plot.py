@@ -1,5 +1,6 @@
 """Pictures of a run and of a comparison."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,10 +69,13 @@ def _pyplot():
 def _draw_solution(figure, axes, problem: Problem, model, dtype: str) -> None:
     names, ranges = list(problem.domain), np.array(list(problem.domain.values()))
     points = _plane(ranges)
-    u = np.asarray(jax.jit(jax.vmap(model))(jax.numpy.asarray(points, dtype)), np.float64)
-    reference = problem.reference(points)
+    u = np.asarray(jax.jit(jax.vmap(partial(problem.prediction, model)))(jax.numpy.asarray(points, dtype)), np.float64)
+    # of a system the first component, and nothing where the reference is not defined
+    reference = problem.reference(points).reshape(len(points), -1)[:, 0]
+    u = np.where(np.isnan(reference), np.nan, u.reshape(len(points), -1)[:, 0])
     error = np.abs(u - reference)
-    titles = ("solution", "pointwise error $|u - u^*|$")
+    name = problem.outputs[0]
+    titles = (f"solution ${name}$", f"pointwise error $|{name} - {name}^*|$")
     if len(names) == 1:
         axes[0].plot(points[:, 0], reference, color="0.6", linewidth=4, label="reference")
         axes[0].plot(points[:, 0], u, color=COLOURS[0], label="network")

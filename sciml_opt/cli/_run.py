@@ -15,7 +15,7 @@ import numpy as np
 from .._results import RESULTS
 from .._tree import tree_size
 from ..problems import Problem
-from ..training import FitResult, Stop, fit
+from ..training import FitResult, Stop, fit, march
 from ._methods import METHODS
 
 LEVELS = tuple(f"1e-{k}" for k in range(1, 13))
@@ -49,26 +49,57 @@ def run(
     model = eqx.filter_jit(job.problem.model)(jax.random.key(job.seed), job.layers, job.dtype)
     if resume is not None:
         _check_identity(resume, job)
+    optimizer = method.make(job.problem.objective)
+    options: dict[str, Any] = dict(steps=steps, metric_every=method.metric_every, progress=True)
+    if job.problem.slabs > 1:
+        if save is not None:
+            raise click.ClickException(f"{job.problem.name} marches in time, of which there are no checkpoints.")
+        return march_problem(job.problem, model, optimizer, job.dtype, seconds, **options)
     try:
         if save is not None:
             _prepare(save, resume, job)
         return fit(
             model,
             job.problem.objective,
-            method.make(job.problem.objective),
-            job.problem.batch(job.dtype),
-            steps=steps,
+            optimizer,
+            job.problem.sampler or job.problem.batch(job.dtype),
+            key=jax.random.fold_in(jax.random.key(job.seed), 0),
+            resample_every=job.problem.resample_every,
             metric=job.problem.error,
-            metric_every=method.metric_every,
             until=Stop(error=target, seconds=seconds),
             checkpoint=save,
             resume=resume is not None,
-            progress=True,
+            **options,
         )
     except (OSError, ValueError) as error:
         if save is None:
             raise
         raise click.ClickException(str(error)) from None
+
+
+def march_problem(
+    problem: Problem, model: Any, optimizer: Any, dtype: str, seconds: float | None, **options: Any
+) -> FitResult:
+    """Slab after slab of a problem, `steps` in each; the time is shared equally."""
+    begin, end = problem.domain["t"]
+    length = (end - begin) / problem.slabs
+
+    def restart(model, batch):
+        return problem.restart(model, batch, length)  # pyright: ignore[reportOptionalCall]
+
+    return march(
+        model,
+        problem.objective,
+        optimizer,
+        problem.batch(dtype),
+        restart,
+        slabs=problem.slabs,
+        length=length,
+        axis=list(problem.domain).index("t"),
+        metric=problem.error,
+        until=Stop(seconds=seconds and seconds / problem.slabs),
+        **options,
+    )
 
 
 def summarize(job: Job, result: FitResult) -> dict[str, Any]:
@@ -85,6 +116,8 @@ def summarize(job: Job, result: FitResult) -> dict[str, Any]:
         "status": status_name(result.status),
         "loss": finite(result.loss),
         "rel_l2": finite(result.error),
+        "reference_error": job.problem.reference_error,
+        "published": job.problem.published and job.problem.published._asdict(),
         "compile_seconds": round(result.compile_seconds, 4),
         "train_seconds": round(result.train_seconds, 4),
         "seconds_to": seconds_to(result.history),
@@ -92,18 +125,27 @@ def summarize(job: Job, result: FitResult) -> dict[str, Any]:
 
 
 def print_summary(job: Job, summary: dict[str, Any], target: float | None, cpu_seconds: float, err: bool) -> None:
-    layers = "-".join(map(str, (len(job.problem.domain), *job.layers, 1)))
     lines = {
         "problem": f"{job.problem.title} ({summary['n_points']} points)",
-        "model": f"{layers} network, {summary['n_params']} parameters, {job.dtype}, seed {job.seed}",
+        "model": f"layers {'-'.join(map(str, job.layers))}, {summary['n_params']} parameters, {job.dtype}, "
+        f"seed {job.seed}",
         "method": f"{job.method}, {summary['steps']} steps",
         "status": f"{summary['status']}{_verdict(summary, target)}",
-        "rel. L2 error": number(summary["rel_l2"]),
+        "rel. L2 error": f"{number(summary['rel_l2'])} ({comparison(job.problem)})",
         "loss": number(summary["loss"]),
         "seconds": f"{summary['train_seconds']:.2f} training, {summary['compile_seconds']:.2f} compiling; "
         f"{cpu_seconds:.2f} CPU seconds of the whole command",
     }
     click.echo("\n".join(f"{name:14} {text}" for name, text in lines.items()), err=err)
+
+
+def comparison(problem: Problem) -> str:
+    """What an error of a problem is to be read against."""
+    own = f"{problem.reference_error:.0e}" if problem.reference_error else "rounding"
+    text = f"the reference's own: {own}"
+    if problem.published is not None:
+        text += f"; published: {problem.published.error:.1e}, {problem.published.method}"
+    return text
 
 
 def _verdict(summary: dict[str, Any], target: float | None) -> str:

@@ -1,15 +1,14 @@
 """The multilayer perceptron of the PINN papers: Glorot-normal weights, zero biases."""
 
-import itertools
-import operator
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from ._layers import OutSize, as_module, chained, floating, glorot_normal, network_sizes, one_point, zeros
 
 
 class MLP(eqx.Module):
@@ -19,15 +18,16 @@ class MLP(eqx.Module):
 
     Fresh weights are Glorot-normal, `W_l ~ N(0, 2 / (fan_in + fan_out))`, and biases are zero: what PINN papers mean by
     a Glorot (Xavier) start. `equinox.nn.MLP` draws weights AND biases uniformly from `+-1/sqrt(fan_in)` instead, so
-    that figures taken with it do not compare.
+    that figures taken with it do not compare. `so.explain` shows weights as factored and biases as dense.
 
     **Arguments:**
 
     - `in_size`: number of coordinates d.
     - `out_size`: number of outputs, or `"scalar"` (the default) for an output of shape `()`.
     - `layers`: widths of the hidden layers, at least one.
-    - `activation`: elementwise; a static field, so that a model is a pytree of arrays alone and a plain `jax.jit`
-      argument.
+    - `activation`: elementwise, a function (`jnp.tanh`, `jnp.sin`, `jax.nn.gelu`; no leaf, so that a model is a pytree
+      of arrays alone and a plain `jax.jit` argument) or a module with trained numbers, such as `AdaptiveTanh`; or a
+      sequence of them, one a hidden layer.
     - `key`: for the weights.
     - `dtype`: of weights and biases; `None` follows jax (float64 exactly if x64 is on).
 
@@ -35,7 +35,8 @@ class MLP(eqx.Module):
     `x` of shape `(d,)` it yields `()` or `(out_size,)`.
 
     **Errors:** `ValueError` for empty or non-positive sizes, and (when called) for an `x` that is not one point.
-    `TypeError` for sizes that are no integers and for a dtype that is not floating.
+    `TypeError` for sizes that are no integers and for a dtype that is not floating. `ValueError` for a sequence of
+    activations that is not one a layer.
 
     **Cost:** one product `W h` a layer.
 
@@ -57,60 +58,43 @@ class MLP(eqx.Module):
 
     weights: tuple[Float[Array, "out in"], ...]
     biases: tuple[Float[Array, " out"], ...]
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Any
     scalar: bool = eqx.field(static=True)
 
     def __init__(
         self,
         in_size: int,
-        out_size: int | Literal["scalar"] = "scalar",
+        out_size: OutSize = "scalar",
         layers: Sequence[int] = (32,),
-        activation: Callable[[Array], Array] = jnp.tanh,
+        activation: Callable[[Array], Array] | Sequence[Callable[[Array], Array]] = jnp.tanh,
         *,
         key: PRNGKeyArray,
         dtype: DTypeLike | None = None,
     ):
-        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"MLP(dtype=...) must be a floating dtype, got {dtype}.")
-        if isinstance(layers, int) or not len(layers):
-            raise ValueError(f"MLP(layers=...) must name at least one hidden width, such as (32, 32); got {layers!r}.")
+        dtype = floating("MLP", dtype)
+        shapes = chained(network_sizes("MLP", in_size, layers, out_size))
+        self.weights = glorot_normal(key, shapes, dtype)
+        self.biases = zeros(shapes, dtype)
+        self.activation = _activations(activation, len(shapes) - 1, dtype)
         self.scalar = out_size == "scalar"
-        named = {"in_size": in_size, "layers": layers, "out_size": 1 if self.scalar else out_size}
-        for name, value in named.items():
-            _check_positive(name, value)
-        sizes = tuple(operator.index(n) for n in (in_size, *layers, named["out_size"]))
-        self.weights = _glorot_normal(key, sizes, dtype)
-        self.biases = tuple(jnp.zeros(n, dtype) for n in sizes[1:])
-        self.activation = activation
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
-        d = self.weights[0].shape[1]
-        if jnp.shape(x) != (d,):
-            raise ValueError(
-                f"MLP is called on ONE point, of shape ({d},); got shape {jnp.shape(x)}. "
-                "Use jax.vmap(model) for a batch."
-            )
-        for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = self.activation(W @ x + b)
+        one_point("MLP", x, self.weights[0].shape[1])
+        for layer, (W, b) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
+            act = self.activation[layer] if isinstance(self.activation, tuple) else self.activation
+            x = act(W @ x + b)
         u = self.weights[-1] @ x + self.biases[-1]
         return u[0] if self.scalar else u
 
 
-@partial(jax.jit, static_argnames=("sizes", "dtype"))
-def _glorot_normal(key: PRNGKeyArray, sizes: tuple[int, ...], dtype: jnp.dtype) -> tuple[Array, ...]:
-    # One draw for all layers, in one program: XLA takes half a second for each draw of another shape.
-    shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
-    ends = list(itertools.accumulate(m * n for m, n in shapes))
-    parts = jnp.split(jax.random.normal(key, (ends[-1],), dtype), ends[:-1])
-    return tuple((2 / (m + n)) ** 0.5 * z.reshape(m, n) for z, (m, n) in zip(parts, shapes, strict=True))
+def _activations(activation: Any, layers: int, dtype: jnp.dtype) -> Any:
+    """One activation, or a tuple of one a layer, with their numbers in the dtype of the weights."""
+    if not isinstance(activation, Sequence):
+        return _cast(as_module("MLP(activation=...)", activation), dtype)
+    if len(activation) != layers:
+        raise ValueError(f"MLP(activation=...) must be one, or one a hidden layer: {layers}, got {len(activation)}.")
+    return tuple(_cast(as_module("MLP(activation=...)", act), dtype) for act in activation)
 
 
-def _check_positive(name: str, value: int | Sequence[int]) -> None:
-    for n in value if name == "layers" else (value,):  # type: ignore[union-attr]
-        try:
-            positive = operator.index(n) > 0
-        except TypeError:
-            raise TypeError(f"MLP({name}=...) must hold integers, got {value!r}.") from None
-        if not positive:
-            raise ValueError(f"MLP({name}=...) must be positive, got {value!r}.")
+def _cast(module: Any, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, module)

@@ -19,8 +19,8 @@ from sciml_opt.cli._methods import METHODS, Method
 from sciml_opt.cli._run import seconds_to, status_name
 
 KEYS = (
-    "problem, method, seed, dtype, n_params, n_points, steps, status, loss, rel_l2, compile_seconds, train_seconds, "
-    "seconds_to"
+    "problem, method, seed, dtype, n_params, n_points, steps, status, loss, rel_l2, reference_error, published, "
+    "compile_seconds, train_seconds, seconds_to"
 ).split(", ")
 SMALL = ["--layers", "8"]
 

@@ -1,5 +1,7 @@
 """Samplers that look at the model, inside `train` and `fit`; objectives that change from phase to phase."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,6 @@ from small import partition
 
 import sciml_opt as so
 from sciml_opt.sampling import AbstractAdaptiveSampler
-
 
 TRACES = []
 
@@ -78,7 +79,7 @@ def test_draws_see_the_model_of_their_step(every):
 
 
 def test_a_run_resumes_with_its_points(tmp_path):
-    options = dict(key=jax.random.key(0), resample_every=4)
+    options: dict[str, Any] = dict(key=jax.random.key(0), resample_every=4)
     whole = so.fit(MODEL, objective(), SGD, Recorder(), steps=10, **options)
     file = tmp_path / "run.eqx"
     so.fit(MODEL, objective(), SGD, Recorder(), steps=6, checkpoint=file, **options)
