@@ -9,6 +9,8 @@ from . import linearization as linearization
 from . import methods as methods
 from . import models as models
 from . import problems as problems
+from . import sampling as sampling
+from . import weighting as weighting
 from ._results import RESULTS as RESULTS
 from .calculus import bundle as bundle
 from .calculus import divergence as divergence

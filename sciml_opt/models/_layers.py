@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -43,10 +44,20 @@ def integer(name: str, value: Any) -> int:
 
 
 def real(name: str, value: Any, above: float = 0.0) -> float:
-    """A finite number of Python: one that belongs to the structure of a model, and is not trained."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or not value > above:
+    """A finite number, as one of Python: it belongs to the structure of a model, and is not trained."""
+    result = float(value) if isinstance(value, numbers.Real) else math.nan
+    if not math.isfinite(result) or not result > above:
         raise ValueError(f"{name} must be a finite number greater than {above:g}, got {value!r}.")
-    return float(value)
+    return result
+
+
+def interval(name: str, ends: Sequence[float]) -> tuple[float, float]:
+    """`(a, b)`, two finite numbers with a < b."""
+    if len(ends) != 2 or not all(isinstance(end, numbers.Real) and math.isfinite(end) for end in ends):
+        raise ValueError(f"{name} must be pairs (a, b) of finite numbers, got {ends!r}.")
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{name} must be pairs (a, b) with a < b, got {ends!r}.")
+    return float(ends[0]), float(ends[1])
 
 
 def axis_index(name: str, axis: Any, size: int) -> int:
@@ -93,7 +104,8 @@ def one_point(owner: str, x: Array, d: int) -> None:
     """Refuses what is not the vector of one point."""
     if jnp.shape(x) != (d,):
         raise ValueError(
-            f"{owner} is called on ONE point, of shape ({d},); got shape {jnp.shape(x)}. Use jax.vmap(model) for a batch."
+            f"{owner} is called on ONE point, of shape ({d},); got shape {jnp.shape(x)}. "
+            "Use jax.vmap(model) for a batch."
         )
 
 

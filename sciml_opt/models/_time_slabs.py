@@ -66,6 +66,8 @@ class TimeSlabs(eqx.Module):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         axis = axis_index("TimeSlabs(axis=...)", self.axis, x.shape[0])
-        slab = jnp.clip(jnp.floor(lax.stop_gradient(x[axis]) / self.length), 0, self.count - 1)
-        local = x.at[axis].add(-slab * self.length)
-        return select(slab.astype(jnp.int32), each(self.models, local))
+        # An integer before it is clipped: a time that is no number must find a slab, so that it shows.
+        slab = jnp.floor(lax.stop_gradient(x[axis]) / self.length).astype(jnp.int32)
+        slab = jnp.clip(slab, 0, self.count - 1)
+        local = x.at[axis].add(-slab.astype(x.dtype) * self.length)
+        return select(slab, each(self.models, local))

@@ -1,5 +1,6 @@
 """An objective on given points: what optimizers call, differentiate and linearize."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +14,6 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from .._tree import tree_dtype
 from ..linearization import (
-    AbstractBlock,
     Block,
     Linearization,
     ProductBlock,
@@ -79,6 +79,12 @@ class BoundTerm(eqx.Module):
     weight: Array
     weights: Array | None
     count: int = eqx.field(static=True)
+    shift: Array | None = None  # (N, m), added to the inner map
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights of single points."""
+        return self.inner.shape if isinstance(self.inner, ProductMap) else (self.count,)
 
 
 class BoundObjective(eqx.Module):
@@ -88,8 +94,9 @@ class BoundObjective(eqx.Module):
     `tx.update(..., value_fn=loss)`.
 
     **Methods:** `loss(params)`; `loss.linearize(params)`; `loss.residual(params)`; `loss.values(params)`;
-    `loss.gradients(params)`; `loss.terms`; `loss.sizes`; and for methods, other losses on the same terms:
-    `reweighted`, `subsample`, `part`, `freeze`, `pull_back`.
+    `loss.gradients(params)`; `loss.outputs(params)`; `loss.point_values(params)`; `loss.terms`; `loss.points`;
+    `loss.sizes`; and for methods, other losses on the same terms: `reweighted`, `shifted`, `subsample`, `part`,
+    `freeze`, `pull_back`.
 
     **Attributes:** `index` and `blocks`: which block of the data this loss is on, and of how many; `None` unless it was
     bound to a `Block`.
@@ -130,7 +137,12 @@ class BoundObjective(eqx.Module):
     @property
     def least_squares(self) -> bool:
         """Whether every term is `0.5 |z|^2`."""
-        return all(term.outer is None for term in self._terms.values())
+        return len(self.squares) == len(self._terms)
+
+    @property
+    def squares(self) -> tuple[str, ...]:
+        """The names of the terms that are `0.5 |z|^2`."""
+        return tuple(name for name, term in self._terms.items() if term.outer is None)
 
     def __call__(self, params: PyTree) -> Scalar:
         """`L(params)`. Cost: one evaluation of every inner map."""
@@ -150,16 +162,27 @@ class BoundObjective(eqx.Module):
 
         **Cost:** all together one gradient of `L`, since every term has its own points; memory of a gradient a term.
         """
-        names = self.terms if terms is None else tuple(terms)
-        self._check_terms(names)
-        blocks = self._blocks(params)
+        names, blocks = self._named(terms), self._blocks(params)
         pairs = {name: jax.value_and_grad(blocks[name].value)(params) for name in names}
         return {name: value for name, (value, _) in pairs.items()}, {name: grad for name, (_, grad) in pairs.items()}
+
+    def outputs(self, params: PyTree, terms: Iterable[str] | None = None) -> dict[str, Float[Array, "..."]]:
+        """The inner map `z` at every point of every term (or of those named): `(N, m)`, of a product `(Nl, Nr, m)`."""
+        blocks = self._blocks(params)
+        return {name: blocks[name].inner_map(params) for name in self._named(terms)}
+
+    def point_values(self, params: PyTree, terms: Iterable[str] | None = None) -> dict[str, Float[Array, "..."]]:
+        """`ell(z, x)` at every point, without any weight, of every term (or of those named): `(N,)`.
+
+        Of a product `(Nl, Nr)`. With a mesh the points that fill up the shares are among them.
+        """
+        blocks = self._blocks(params)
+        return {name: _point_values(blocks[name], params) for name in self._named(terms)}
 
     def residual(self, params: PyTree) -> Float[Array, " N"]:
         """The flat whitened residual `rho` with `L = 0.5 |rho|^2`; least squares only."""
         if not self.least_squares:
-            names = [name for name, term in self._terms.items() if term.outer is not None]
+            names = sorted(set(self._terms) - set(self.squares))
             raise ValueError(f"residual exists for least squares only; the terms {names} have another outer function.")
         return jnp.concatenate([block.residual(params) for block in self._blocks(params).values()])
 
@@ -181,16 +204,31 @@ class BoundObjective(eqx.Module):
         """The number of points of every term but products."""
         return {name: term.count for name, term in self._terms.items() if not isinstance(term.inner, ProductMap)}
 
+    @property
+    def points(self) -> dict[str, PyTree]:
+        """The points of every term but products."""
+        return {name: term.points for name, term in self._terms.items() if not isinstance(term.inner, ProductMap)}
+
     def reweighted(self, factors: Mapping[str, ArrayLike]) -> "BoundObjective":
-        """The same terms, their weights times `factors[name]` (1 for a term that is not named)."""
+        """The same terms, their weights times `factors[name]` (1 for a term that is not named).
+
+        **Arguments:** `factors`: one number a term, or one a point, `(N,)` (of a product `(Nl, Nr)`).
+        """
         self._check_terms(factors)
-        terms = {
-            name: eqx.tree_at(lambda t: t.weight, term, term.weight * jnp.asarray(factors[name]))
-            if name in factors
-            else term
-            for name, term in self._terms.items()
-        }
-        return self._with_terms(terms)
+        changed = {name: _reweighted(self._terms[name], factor, name) for name, factor in factors.items()}
+        return self._with_terms(self._terms | changed)
+
+    def shifted(self, shifts: Mapping[str, ArrayLike]) -> "BoundObjective":
+        """The same terms with a constant added to the inner map at every point: `0.5 |z + shift|^2`; squares only.
+
+        A linear term beside a square is a shift: `l^T z + b/2 |z|^2 = b/2 |z + l/b|^2 - |l|^2 / 2b`, which stays a
+        least-squares loss.
+
+        **Arguments:** `shifts`: of some terms, `(N, m)`, or `(N,)` of a scalar inner map.
+        """
+        self._check_terms(shifts)
+        changed = {name: _shifted(self._terms[name], shift, name) for name, shift in shifts.items()}
+        return self._with_terms(self._terms | changed)
 
     def subsample(self, key: PRNGKeyArray, fraction: float) -> "BoundObjective":
         """The same loss on a random part of the points of every term, unbiased; product terms are kept whole.
@@ -229,13 +267,17 @@ class BoundObjective(eqx.Module):
 
     def pull_back(self, metric: Metric, params: PyTree) -> StructuredJacobian:
         """`J` with `J^T J = G`, the metric pulled back to the parameters: `G_ij = <d_i m, d_j m>`, see `Metric`."""
-        names = self.terms if metric.terms is None else metric.terms
-        self._check_terms(names)
+        names = self._named(metric.terms)
         return (
             self._with_terms({name: _measured(self._terms[name], metric, name) for name in names})
             .linearize(params)
             .jacobian
         )
+
+    def _named(self, terms: Iterable[str] | None) -> tuple[str, ...]:
+        names = self.terms if terms is None else tuple(terms)
+        self._check_terms(names)
+        return names
 
     def _check_terms(self, names: Iterable[str]) -> None:
         odd = sorted(set(names) - set(self._terms))
@@ -245,7 +287,7 @@ class BoundObjective(eqx.Module):
     def _with_terms(self, terms: dict[str, BoundTerm]) -> "BoundObjective":
         return eqx.tree_at(lambda loss: loss._terms, self, terms)
 
-    def _blocks(self, params: PyTree) -> dict[str, AbstractBlock]:
+    def _blocks(self, params: PyTree) -> dict[str, Block | ProductBlock]:
         dtype = tree_dtype(params)
 
         def cast(leaf):  # everything follows the dtype of the parameters
@@ -260,17 +302,51 @@ class BoundObjective(eqx.Module):
         blocks = {}
         for name, term in self._terms.items():
             inner, points = term.inner, jax.tree.map(cast, term.points)
-            shape = inner.shape if isinstance(inner, ProductMap) else (term.count,)
-            weights = jnp.full(shape, 1 / term.count, dtype) if term.weights is None else whole(term.weights)
+            weights = jnp.full(term.shape, 1 / term.count, dtype) if term.weights is None else whole(term.weights)
             outer = half_squared_norm if term.outer is None else _Outer(term.outer)
             weights = weights * whole(term.weight)
             if isinstance(inner, ProductMap):
-                left, right = map(point_function, (inner.left, inner.right), shape)
+                left, right = map(point_function, (inner.left, inner.right), inner.shape)
                 sides = points.left, points.right, points.pair
                 blocks[name] = ProductBlock(left, right, _Combine(inner.combine), outer, *sides, weights, self._chunk)
             else:
-                blocks[name] = Block(point_function(inner, term.count), outer, points, weights, self._chunk)
+                function = point_function(inner, term.count)
+                if term.shift is not None:
+                    function, points = _Shifted(function), (points, whole(term.shift))
+                blocks[name] = Block(function, outer, points, weights, self._chunk)
         return blocks
+
+
+def _point_values(block: Block | ProductBlock, params: PyTree) -> Float[Array, "..."]:
+    if isinstance(block, ProductBlock):
+        return jax.vmap(jax.vmap(block.outer))(block.inner_map(params), block.pairs)
+    return jax.vmap(block.outer)(block.inner_map(params), block.points)
+
+
+def _reweighted(term: BoundTerm, factor: ArrayLike, name: str) -> BoundTerm:
+    factor = jnp.asarray(factor)
+    if factor.ndim == 0:
+        return dataclasses.replace(term, weight=term.weight * factor)
+    if factor.shape != term.shape:
+        raise ValueError(
+            f"reweighted needs of term {name!r} one factor, or one a point, shape {term.shape}; got {factor.shape}."
+        )
+    dtype = jnp.result_type(float)  # weights may be integers
+    weights = jnp.full(term.shape, 1 / term.count, dtype) if term.weights is None else term.weights.astype(dtype)
+    return dataclasses.replace(term, weights=weights * factor.astype(dtype))
+
+
+def _shifted(term: BoundTerm, shift: ArrayLike, name: str) -> BoundTerm:
+    if isinstance(term.inner, ProductMap) or term.outer is not None:
+        raise ValueError(f"shifted needs terms of single points and least squares; {name!r} is none.")
+    shift = jnp.asarray(shift)
+    if shift.ndim not in (1, 2) or len(shift) != term.count:
+        raise ValueError(
+            f"shifted needs of term {name!r} a shift (N, m), or (N,) of a scalar inner map, N = {term.count}; got "
+            f"{shift.shape}."
+        )
+    shift = shift.reshape(term.count, -1)
+    return dataclasses.replace(term, shift=shift if term.shift is None else term.shift + shift)
 
 
 def _subsample(term: BoundTerm, key: PRNGKeyArray, fraction: float) -> BoundTerm:
@@ -279,8 +355,8 @@ def _subsample(term: BoundTerm, key: PRNGKeyArray, fraction: float) -> BoundTerm
     count = max(1, round(fraction * term.count))
     chosen = jax.random.choice(key, term.count, (count,), replace=False)
     weights = None if term.weights is None else term.weights[chosen] * (term.count / count)
-    points = jax.tree.map(lambda leaf: leaf[chosen], term.points)
-    return BoundTerm(term.inner, term.outer, points, term.weight, weights, count)
+    points, shift = jax.tree.map(lambda leaf: leaf[chosen], (term.points, term.shift))
+    return BoundTerm(term.inner, term.outer, points, term.weight, weights, count, shift)
 
 
 def deal(total: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -303,8 +379,8 @@ def _part(term: BoundTerm, index: ArrayLike, count: int) -> BoundTerm:
     # every part stands for all the points: one less of them, or the filler of a mesh, is no noise
     held = jnp.sum(weights)
     weights = weights * (jnp.sum(every) / jnp.where(held == 0, 1, held))
-    points = jax.tree.map(lambda leaf: leaf[hands], term.points)
-    return BoundTerm(term.inner, term.outer, points, term.weight, weights, len(hands))
+    points, shift = jax.tree.map(lambda leaf: leaf[hands], (term.points, term.shift))
+    return BoundTerm(term.inner, term.outer, points, term.weight, weights, len(hands), shift)
 
 
 def _measured(term: BoundTerm, metric: Metric, name: str) -> BoundTerm:
@@ -361,6 +437,22 @@ class _PointFunction(eqx.Module):
     def __call__(self, params: PyTree, point: PyTree) -> Float[Array, " m"]:
         statics = (self.inner.static, self.inner.term, self.static, self.where, self.count)
         return _evaluate_point(statics, self.inner.arrays, self.static_arrays, params, point)
+
+
+class _Shifted(eqx.Module):
+    """`(params, (point, shift)) -> (m,)`: the inner map at a point plus a constant."""
+
+    inner: _PointFunction
+
+    def __call__(self, params: PyTree, point: PyTree) -> Float[Array, " m"]:
+        point, shift = point
+        z = self.inner(params, point)
+        if z.shape != shift.shape:
+            raise ValueError(
+                f"The shift of term {self.inner.inner.term!r} has {shift.size} components a point, but its inner map "
+                f"has {z.size}."
+            )
+        return z + shift
 
 
 def _evaluate(statics, inner_arrays, static_arrays, params, point):

@@ -2,15 +2,8 @@
 
 import numpy as np
 
-
-def midpoints(n: int) -> np.ndarray:
-    """`(i + 1/2) / n`, i = 0 .. n-1: shape `(n,)`, inside (0, 1)."""
-    return (np.arange(n) + 0.5) / n
-
-
-def grid(*axes: np.ndarray) -> np.ndarray:
-    """The tensor product of the axes, shape `(prod of lengths, d)`; the last axis runs fastest."""
-    return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+from ..sampling._points import grid as grid
+from ..sampling._points import midpoints as midpoints
 
 
 def sobol(d: int, log2_n: int, skip: int = 0) -> np.ndarray:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import number
+from .._check import number, parameters
 from .._tree import tree_add, tree_dtype
 from ..objective import Objective
 from ._term_gradients import bound_terms, require_terms, term_names
+from ._weighting import require_squares, weighted_update
 
 
 class EqualisedState(NamedTuple):
@@ -61,7 +62,7 @@ def equalised(
 
 
 def _init(inner, names, params: PyTree) -> EqualisedState:
-    one = jnp.ones((), tree_dtype(params))
+    one = jnp.ones((), tree_dtype(parameters(params)))
     return EqualisedState({name: one for name in names}, inner.init(params))
 
 
@@ -70,13 +71,9 @@ def _update(
 ):
     del value
     loss = bound_terms(value_fn, updates, params, grad)
-    if not loss.least_squares:
-        raise ValueError("equalised needs terms that cannot be negative: least squares in every one.")
+    require_squares("equalised", loss)
     require_terms("terms", state.weights, loss)
-    weighted = loss.reweighted(state.weights)
-    value, grad = jax.value_and_grad(weighted)(params)
-    given = {"value": value, "grad": grad, "value_fn": weighted}
-    updates, inner_state = inner.update(grad, state.inner, params, **(extra | given))
+    updates, inner_state = weighted_update(inner, loss.reweighted(state.weights), params, state.inner, extra)
     losses = loss.values(tree_add(params, updates))
     return updates, EqualisedState(_new_weights(state.weights, losses, *numbers), inner_state)
 
