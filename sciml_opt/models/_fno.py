@@ -145,11 +145,13 @@ class _FourierLayer(eqx.Module):
 
     def __call__(self, v: Float[Array, "w *grid"]) -> Float[Array, "w *grid"]:
         grid, axes = v.shape[1:], tuple(range(1, v.ndim))
-        frequencies = (*(np.arange(-m, m) for m in self.modes[:-1]), np.arange(self.modes[-1]))
-        kept = np.ix_(np.arange(v.shape[0]), *frequencies)
-        spectrum = jnp.fft.rfftn(v, axes=axes)
-        low = jnp.einsum("oi...,i...->o...", lax.complex(self.real, self.imaginary), spectrum[kept])
-        convolved = jnp.fft.irfftn(jnp.zeros_like(spectrum).at[kept].set(low), s=grid, axes=axes)
+        first, kept = np.array(self.modes[:-1], int), self.real.shape[2:]
+        # In all axes but the last frequency -m is moved to the front, so that the kept ones are a slice.
+        spectrum = jnp.roll(jnp.fft.rfftn(v, axes=axes), first, axes[:-1])
+        low = spectrum[(slice(None), *(slice(n) for n in kept))]
+        low = jnp.einsum("oi...,i...->o...", lax.complex(self.real, self.imaginary), low)
+        padded = jnp.pad(low, [(0, n - k) for n, k in zip(spectrum.shape, low.shape, strict=True)])
+        convolved = jnp.fft.irfftn(jnp.roll(padded, -first, axes[:-1]), s=grid, axes=axes)
         return _affine(self.weight, self.bias, v) + convolved
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from ..calculus import laplacian
 from ..objective import Objective, Term
 from ._points import faces, grid, midpoints
-from ._problem import Problem
+from ._problem import Problem, Published
 
 
 def poisson2d() -> Problem:
@@ -32,9 +32,10 @@ def poisson2d() -> Problem:
         dense_points=_dense_points,
         layers=(32,),
         method="levenberg_marquardt",
-        steps=600,
+        steps=2500,
         target=1e-6,
         tags=("linear", "elliptic", "least_squares"),
+        published=Published(1.2e-7, "ENGD, one layer at a time", "arXiv:2405.15603, 6.1e-8 absolute"),
     )
 
 

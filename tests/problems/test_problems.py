@@ -1,5 +1,6 @@
 """Every problem against its PDE, its reference against an independent one, and the contracts of the record."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.integrate import solve_ivp
 
 import sciml_opt as so
 from sciml_opt import problems
+from sciml_opt.cli._main import cli
 from sciml_opt.problems._burgers import VISCOSITY, cole_hopf
 from sciml_opt.problems._heat1d import heat1d
 
@@ -180,17 +183,14 @@ def test_dtypes_and_record(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(batch)} == {jnp.dtype(dtype)}
     assert problem.test_points(dtype).dtype == dtype
     model = problem.model(jax.random.key(0), dtype=dtype)
-    assert [len(b) for b in model.biases] == [*problem.layers, 1]
+    if isinstance(model, so.models.MLP):
+        assert [len(b) for b in model.biases] == [*problem.layers, 1]
     # in float32 parameters on float64 points, too
     for points in (batch, problem.batch()):
         loss = jax.eval_shape(problem.objective.bind(points), model)
         assert loss.shape == () and loss.dtype == dtype
     error = jax.eval_shape(problem.error, model)
     assert error.shape == () and error.dtype == dtype
-    assert problem.name == name and "\n" not in problem.title and len(problem.description) > 100
-    assert problem.method in ("levenberg_marquardt", "gauss_newton", "energy_natural_gradient")
-    assert hasattr(so, problem.method)
-    assert 0 < problem.target < 0.01 and problem.steps > 0 and problem.tags
 
 
 def test_error_compiles_once_and_first_use_inside_jit():
@@ -251,24 +251,10 @@ assert heat.batch()["interior"].dtype == heat.model(jax.random.key(0)).weights[0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_recommended_method_reaches_the_target(name):
-    problem = problems.get(name)
-    tx = getattr(so, problem.method)()
-    batch = problem.batch()
-
-    @jax.jit
-    def run(key):
-        params = problem.model(key)
-        loss = problem.objective.bind(batch)
-
-        def step(_, carry):
-            params, state = carry
-            value, grad = jax.value_and_grad(loss)(params)
-            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
-            return eqx.apply_updates(params, updates), state
-
-        return problem.error(jax.lax.fori_loop(0, problem.steps, step, (params, tx.init(params)))[0])
-
-    errors = np.array([run(jax.random.key(seed)) for seed in range(1 if name == "burgers" else 5)])
-    assert (errors < problem.target).all(), errors
+@pytest.mark.parametrize("name", problems.names())
+def test_the_recipe_reaches_the_target(name):
+    """The command, which ends at the target; about a minute each, ten minutes for a few."""
+    done = CliRunner().invoke(cli, ["run", name, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["rel_l2"] <= problems.get(name).target, report
