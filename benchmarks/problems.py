@@ -82,10 +82,11 @@ def show(path: Path) -> None:
         met += published is not None and median <= published.error
         bold = "**" if published is not None and median <= published.error else ""
         own = problems.get(name).reference_error
+        own = f"{own:.0e}" if own else "rounding"
         figure = "-" if published is None else f"{published.error:.1e}, {published.method}"
         print(
             f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} | {seconds:.0f} | "
-            f"{bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own and f'{own:.0e}'} | {figure} |"
+            f"{bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own} | {figure} |"
         )
     print(f"\nAt or below the published figure: {met} of {known}.")
 

@@ -78,7 +78,7 @@ def causal(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
 
 
 def grad_norm(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
-    """A boundary that counts 1e-4 of what it should."""
+    """A boundary of weight 1e-4, where the problem has 4."""
     terms = problem.objective.terms
     badly = so.Objective(interior=terms["interior"], boundary=so.Term(terms["boundary"].inner, weight=1e-4))
     make = METHODS[method]

@@ -18,6 +18,7 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     finite: bool = True,
 ) -> Array:
     """A scalar as a floating array, so that a new value does not retrace."""
@@ -33,6 +34,8 @@ def number(
             raise ValueError(f"{name} must be at least {at_least}, got {value}.")
         if below is not None and not array < below:
             raise ValueError(f"{name} must be less than {below}, got {value}.")
+        if at_most is not None and not array <= at_most:
+            raise ValueError(f"{name} must be at most {at_most}, got {value}.")
     dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace
 

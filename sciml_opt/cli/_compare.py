@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._results import RESULTS
 from ..problems import Problem
 from ..training import FitResult, Progress, Stop, fit
 from ._methods import METHODS
@@ -31,7 +32,7 @@ def compare(
     """One row a method, and all results. A method compiles once for its seeds."""
     start = eqx.filter_jit(problem.model)
     rows, results = [], {}
-    with _Bar(len(methods) * seeds) as bar:
+    with _Bar(len(methods) * seeds * problem.slabs) as bar:
         for name in methods:
             bar.enter(name)
             optimizer = METHODS[name].make(problem.objective)
@@ -40,7 +41,11 @@ def compare(
             )
             if problem.slabs > 1:
                 models = (start(jax.random.key(seed), layers, dtype) for seed in range(seeds))
-                runs = [march_problem(problem, model, optimizer, dtype, seconds, **options) for model in models]
+                runs = []
+                for model in models:
+                    runs.append(march_problem(problem, model, optimizer, dtype, seconds, **options))
+                    if bool(runs[-1].status == RESULTS.interrupted):
+                        break
             else:
                 runs = fit(
                     lambda key: start(key, layers, dtype),
@@ -107,7 +112,7 @@ def _median(values: list[float | None]) -> float | None:
 
 
 class _Bar:
-    """A progress bar over runs; `show` is a callback of `fit`."""
+    """A progress bar over runs (their slabs, if they march); `show` is a callback of `fit`."""
 
     def __init__(self, runs: int):
         from tqdm import tqdm

@@ -70,6 +70,7 @@ def run_command(problem, method, steps, time_budget, target_error, seed, dtype, 
 
     The run ends at the target error (--target-error, else the problem's unless --steps is given), after --steps
     steps (default: the problem's), or when --time-budget is spent. A resumed run counts its steps from the start.
+    A problem that marches in time makes the steps, and spends its share of the time, in every slab, whatever the error.
     """
     _set_precision(dtype)
     record = problems.get(problem)

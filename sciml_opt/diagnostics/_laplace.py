@@ -82,8 +82,8 @@ def laplace(
 
     **Returns:** a `Posterior`, whose `std` gives the error bar of any function of the parameters.
 
-    **Errors:** `ValueError` for a loss that is not least squares, no noisy term, an unknown one, and a `sigma_k` that
-    is not positive.
+    **Errors:** `ValueError` for a loss that is not least squares, no noisy term, an unknown one, one whose points bring
+    weights (of `Weighted`, a mesh, a weighting rule), a `sigma_k` that is not positive, and a loss bound with `where`.
 
     **Cost:** one linearization and a QR factorisation of `J`, `4 (N + P) P^2` flops (twice that if a `sigma_k` is
     estimated); memory `(N + P) P`.
@@ -102,6 +102,11 @@ def laplace(
     unknown = sorted(set(noise) - set(loss.terms))
     if unknown or not noise:
         raise ValueError(f"noise must name at least one of the terms {list(loss.terms)}, got {sorted(noise)}.")
+    weighted = [name for name in noise if loss._terms[name].weights is not None]
+    if weighted:
+        raise ValueError(f"Measurements count by their noise alone, but the points of {weighted} bring weights.")
+    if loss._where.tree is not None:
+        raise ValueError("laplace would give frozen parameters the error bar of the prior: use loss.freeze, not where.")
     dtype = tree_dtype(parameters(params))
     given = {
         name: None if sigma is None else number(f"noise[{name!r}]", sigma, above=0).astype(dtype)

@@ -18,7 +18,7 @@ trained: `params, static = eqx.partition(model, eqx.is_inexact_array)`.
 | `TimeSlabs` | one model a slab of the time: what `so.march` leaves |
 | `Ensemble`, `ensemble` | a mean and a spread from many starts |
 | `DeepONet`, `FNO` | operators: from functions to functions |
-| `Positive`, `Bounded`, `Scaled` | trained coefficients of an equation, beside a network |
+| `Positive`, `Bounded`, `Scaled`, `PositiveField` | trained coefficients of an equation, beside a network |
 
 `so.explain` says how the Jacobian of each is held: weight matrices factored, biases and single numbers dense.
 """

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from .._tree import tree_dtype
 from ..objective import Product
+from ._layers import as_module
 
 Function = Callable[[Array], Array]
 
@@ -67,10 +68,7 @@ class DeepONet(eqx.Module):
     bias: Float[Array, ""] | None
 
     def __init__(self, branch: Callable[[Array], Array], trunk: Callable[[Array], Array], bias: bool = True):
-        for name, function in (("branch", branch), ("trunk", trunk)):
-            if not callable(function):
-                raise TypeError(f"DeepONet({name}=...) must be a model of one point, got {type(function).__name__}.")
-        self.branch, self.trunk = branch, trunk
+        self.branch, self.trunk = as_module("DeepONet(branch=...)", branch), as_module("DeepONet(trunk=...)", trunk)
         self.bias = jnp.zeros((), tree_dtype(eqx.filter((branch, trunk), eqx.is_inexact_array))) if bias else None
 
     def __call__(self, f: Float[Array, " m"], y: Float[Array, " d"]) -> Scalar:

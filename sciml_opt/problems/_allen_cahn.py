@@ -48,7 +48,7 @@ def allen_cahn() -> Problem:
         layers=(20, 20),
         method="levenberg_marquardt",
         steps=400,
-        target=1e-5,
+        target=1e-6,
         tags=("nonlinear", "parabolic", "stiff", "least_squares"),
         network=ansatz(_form, 5),
         reference_error=1.1e-11,

@@ -44,7 +44,7 @@ def burgers(boundary: Literal["dirichlet", "periodic"] = "dirichlet") -> Problem
         domain={"x": (-1.0, 1.0), "t": (0.0, 1.0)},
         reference=cole_hopf,
         training_points=_periodic_points if periodic else _dirichlet_points,
-        dense_points=_dense_points,
+        dense_points=dense_points,
         layers=(16, 16, 16),
         method="levenberg_marquardt",
         steps=800,
@@ -99,18 +99,23 @@ def cole_hopf(points: np.ndarray, nodes: int = 100) -> np.ndarray:
     return -np.sum(p * np.sin(np.pi * y), axis=1) / np.sum(p, axis=1)
 
 
-def _interior_points(n: int = 56):
-    """One point in each cell of an n x n grid (s, t), and `x = s / 4 + 3 s^3 / 4`: four times denser at x = 0."""
+def interior_points(n: int = 56):
+    """One point in each cell of an n x n grid, four times denser at x = 0."""
     jitter = np.random.default_rng(0).random((n * n, 2))
     s, t = ((grid(np.arange(n), np.arange(n)) + jitter) / n).T
+    return np.stack([denser(s), t], axis=1)
+
+
+def denser(s: np.ndarray) -> np.ndarray:
+    """From the unit interval to (-1, 1), four times denser at 0."""
     s = 2 * s - 1
-    return np.stack([0.25 * s + 0.75 * s**3, t], axis=1)
+    return 0.25 * s + 0.75 * s**3
 
 
 def _dirichlet_points(n: int = 40):
     t = midpoints(n)
     return {
-        "interior": _interior_points(),
+        "interior": interior_points(),
         "initial": grid(2 * midpoints(2 * n) - 1, np.zeros(1)),
         "boundary": grid(np.array([-1.0, 1.0]), t),
     }
@@ -122,5 +127,5 @@ def _periodic_points():
     return points | {"boundary": np.stack([left, right], axis=1)}
 
 
-def _dense_points():
+def dense_points():
     return grid(np.linspace(-1.0, 1.0, 256), np.linspace(0.0, 0.99, 100))

@@ -10,8 +10,7 @@ from .._check import number, one_of
 from ..calculus import forward_laplacian
 from ..models import MLP, HardConstraint, Positive
 from ..objective import Objective, Term
-from ._burgers import VISCOSITY, cole_hopf
-from ._points import grid
+from ._burgers import VISCOSITY, cole_hopf, dense_points, denser, interior_points
 from ._problem import Problem
 
 KNOWN = {"advection": 1.0, "viscosity": VISCOSITY}
@@ -66,8 +65,8 @@ def burgers_inverse(
         objective=Objective(interior=Term(_residual), data=Term(_misfit)),
         domain={"x": (-1.0, 1.0), "t": (0.0, 1.0)},
         reference=cole_hopf,
-        training_points=lambda: {"interior": _interior_points(), "data": _measurements(level, noise_seed)},
-        dense_points=_dense_points,
+        training_points=lambda: {"interior": interior_points(50), "data": _measurements(level, noise_seed)},
+        dense_points=dense_points,
         layers=(20, 20),
         method="levenberg_marquardt",
         steps=300,
@@ -103,24 +102,8 @@ def _prediction(model, x):
     return model.u(x)
 
 
-def _denser(s: np.ndarray) -> np.ndarray:
-    """From the unit interval to (-1, 1), four times denser at 0."""
-    s = 2 * s - 1
-    return 0.25 * s + 0.75 * s**3
-
-
-def _interior_points(n: int = 50):
-    jitter = np.random.default_rng(0).random((n * n, 2))
-    s, t = ((grid(np.arange(n), np.arange(n)) + jitter) / n).T
-    return np.stack([_denser(s), t], axis=1)
-
-
 def _measurements(noise: float, seed: int, n: int = 1000):
     s, t = np.random.default_rng(1).random((n, 2)).T
-    points = np.stack([_denser(s), t], axis=1)
+    points = np.stack([denser(s), t], axis=1)
     errors = np.random.default_rng([2, seed]).standard_normal(n)
-    return points, cole_hopf(points) + noise * np.std(cole_hopf(_dense_points())) * errors
-
-
-def _dense_points():
-    return grid(np.linspace(-1.0, 1.0, 256), np.linspace(0.0, 0.99, 100))
+    return points, cole_hopf(points) + noise * np.std(cole_hopf(dense_points())) * errors

@@ -48,7 +48,7 @@ def heat2d_ms() -> Problem:
         target=5e-5,
         tags=("linear", "parabolic", "multiscale", "stiff", "least_squares"),
         network=ansatz(_form, 2 * WAVES + 3),
-        published=Published(1.40e-2, "AdaBGDA", "PINNacle, arXiv:2306.08827"),
+        published=Published(1.40e-2, "AdaBGDA", "OpenReview EQNp3sFrY3"),
     )
 
 

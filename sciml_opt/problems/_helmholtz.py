@@ -5,6 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
+from .._check import count
 from ..calculus import forward_laplacian
 from ..models import MLP, Chain, PeriodicEmbedding
 from ..objective import Objective, Term
@@ -21,7 +22,8 @@ def helmholtz(a: tuple[int, int] = (1, 4)) -> Problem:
 
     **Source:** Wang, Teng and Perdikaris, arXiv:2001.04536; `helmholtz66` has the waves of arXiv:2405.04230.
     """
-    return _build("helmholtz", a, harmonics=1, layers=(16, 16), method="target_ratio", steps=350, target=1e-9)
+    a_1, a_2 = (count("a", n) for n in a)
+    return _build("helmholtz", (a_1, a_2), harmonics=1, layers=(16, 16), method="target_ratio", steps=350, target=1e-9)
 
 
 def helmholtz66() -> Problem:
@@ -53,7 +55,7 @@ def _build(name, a, harmonics, layers, method, steps, target):
         target=target,
         tags=("linear", "elliptic", "least_squares", "multiscale"),
         network=partial(_network, harmonics),
-        published=Published(2.0e-9, "SPRING", "arXiv:2604.05230") if tuple(a) == (1, 4) else None,
+        published=Published(2.0e-9, "SPRING", "arXiv:2604.05230") if a == (1, 4) else None,
     )
 
 

@@ -48,7 +48,7 @@ def kdv_solitons() -> Problem:
         layers=(20, 20),
         method="levenberg_marquardt",
         steps=400,
-        target=1e-3,
+        target=1e-4,
         tags=("nonlinear", "dispersive", "least_squares"),
         network=ansatz(_form, 4),
     )

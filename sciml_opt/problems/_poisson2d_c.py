@@ -45,7 +45,7 @@ def poisson2d_c() -> Problem:
         tags=("linear", "elliptic", "least_squares"),
         network=ansatz(_form, 2),
         reference_error=1e-13,
-        published=Published(8.15e-3, "AdaBGDA", "survey of OpenReview EQNp3sFrY3"),
+        published=Published(8.15e-3, "AdaBGDA", "OpenReview EQNp3sFrY3"),
     )
 
 

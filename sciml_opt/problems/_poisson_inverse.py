@@ -42,8 +42,9 @@ def poisson_inverse(noise_seed: int = 0) -> Problem:
             "div(a grad u) = -f on (0, 1)^2 with a > 0 unknown inside and given on the boundary; u = sin(pi x) "
             "sin(pi y) measured on a grid of 50 x 50 points with errors of standard deviation 0.1. Error over u and a "
             "together. PInv of PINNacle, arXiv:2306.08827, with the source term that belongs to its solution (the one "
-            "of its code has two wrong signs). log a interpolates its boundary values, plus a network that "
-            "vanishes there; a weak smoothness term keeps the noise out of it."
+            "of its code has two wrong signs). log a interpolates its boundary values (which alone is within 2.2 % of "
+            "a), plus a network that vanishes there; a weak smoothness term keeps the noise out of it. Over draws of "
+            "the noise the error is 8e-3 (the default one) to 1.6e-2; the posterior expects 1.3e-2."
         ),
         objective=Objective(interior=Term(_residual), data=Term(misfit), smoothness=Term(_slope, weight=0.01)),
         domain={"x": (0.0, 1.0), "y": (0.0, 1.0)},
@@ -58,7 +59,7 @@ def poisson_inverse(noise_seed: int = 0) -> Problem:
         outputs=("u", "a"),
         network=_network,
         prediction=prediction,
-        published=Published(1.53e-2, "PELINE", "PINNacle, arXiv:2306.08827"),
+        published=Published(1.53e-2, "PELINE", "github.com/Saitama32/PINNacle, whose source term has two wrong signs"),
     )
 
 

@@ -36,7 +36,7 @@ def poisson_nd() -> Problem:
         steps=400,
         target=1e-6,
         tags=("linear", "elliptic", "high_dimensional", "least_squares"),
-        published=Published(1.31e-4, "AdaBGDA", "survey of OpenReview EQNp3sFrY3"),
+        published=Published(1.31e-4, "AdaBGDA", "OpenReview EQNp3sFrY3"),
     )
 
 

@@ -17,7 +17,10 @@ from ..objective import Objective, Weighted
 
 
 class Published(NamedTuple):
-    """The best error that the literature reports on this very problem: relative L2 `error`, `method`, `source`."""
+    """The error to beat on this very problem, the best known whatever its network and cost.
+
+    **Fields:** relative L2 `error`, `method`, `source`, which says so where the figure is from our own calibration.
+    """
 
     error: float
     method: str
@@ -58,7 +61,7 @@ class Problem:
       (a pressure that no one measures, an unknown coefficient) is read through it.
     - `reference_error`: the relative L2 error of the reference itself, estimated by the script that made it; 0 where it
       is a formula, evaluated to rounding.
-    - `published`: the best figure of the literature, where there is one.
+    - `published`: the figure to beat, where there is one.
     - `sampler`: `key -> batch`, fresh points, for a recipe that draws them anew every `resample_every` steps; `None`
       where the fixed points do.
     - `slabs`, `restart`: a recipe that marches in time takes `slabs` slabs of equal length, one after the other (see

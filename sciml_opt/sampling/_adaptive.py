@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ..objective import Objective, Product
+from ..objective import Objective, Product, Weighted
 from ..objective._objective import _check_keys
 
 
@@ -56,7 +56,10 @@ class Residual(eqx.Module):
 
 def pool_of(pool: PyTree | Callable[[PRNGKeyArray], PyTree], key: PRNGKeyArray) -> PyTree[Array]:
     """The candidates: fixed, or drawn."""
-    return jax.tree.map(jnp.asarray, pool(key) if callable(pool) else pool)
+    points = jax.tree.map(jnp.asarray, pool(key) if callable(pool) else pool)
+    if isinstance(points, Weighted):
+        raise TypeError("An adaptive sampler draws by the residual; its candidates must be plain points, not Weighted.")
+    return points
 
 
 def replaced(where: Bool[Array, " N"], new: PyTree, old: PyTree) -> PyTree[Array]:

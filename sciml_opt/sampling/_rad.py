@@ -25,7 +25,7 @@ class RAD(AbstractAdaptiveSampler):
     **Arguments:**
 
     - `objective`, and the `name` of the term whose points are drawn.
-    - `pool`: the candidates, a batch entry of that term; or `key -> entry`, fresh ones at every draw.
+    - `pool`: the candidates, points of that term; or `key -> points`, fresh ones at every draw.
     - `count`: the points of a draw.
     - `batch`: the fixed entries of the other terms.
     - `power`, `offset`: `k` and `c`. A larger `c` is nearer to uniform points.

@@ -30,10 +30,10 @@ class Phase(NamedTuple):
     """One stage of a run: an optimizer, its number of steps, when to leave it for the next stage, and its own data
     or objective (a curriculum goes through several, from an easy equation to the one that is meant).
 
-    What carries over to the next phase: the parameters, the best iterate, the number of the step (from which samplers
-    draw), and the state of the optimizer if both phases hold the same one (the same object): its moments, pairs,
-    matrices, damping, and the count that its schedules go by. Another optimizer starts anew, at step 0 of its
-    schedules, and so does the count of a plateau.
+    What carries over to the next phase: the parameters, the number of the step (from which samplers draw), and of what
+    both phases hold as the same object: the best iterate, of one objective; the points of an adaptive sampler; the
+    state of the optimizer, which is its moments, pairs, matrices, damping, and the count that its schedules go by.
+    Another optimizer starts anew, at step 0 of its schedules, and so does the count of a plateau.
 
     **Arguments:** `optimizer`; `steps` at most; `until`, a `Stop` that ends the phase: after a plateau, at a loss, an
     error or a norm of the gradient, when the batch is too noisy, or after a time; `data` and `objective`, in place of
@@ -214,7 +214,7 @@ class _Host:
             while bool(status == RESULTS.phase_done) and self.index + 1 < len(phases):
                 self.index += 1
                 same = phases[self.index].optimizer is phases[self.index - 1].optimizer
-                self.state = _enter(runs[self.index], self.state, same)
+                self.state = _enter(runs[self.index], runs[self.index - 1], self.state, same)
                 self.begin = int(self.state.step)
                 status = self._phase(runs[self.index], phases[self.index])
         except KeyboardInterrupt:
@@ -323,11 +323,15 @@ def _phases(optimizer: Any, steps: int | None) -> list[Phase]:
     return phases
 
 
-def _enter(run: Run, state: TrainState, same: bool) -> TrainState:
+def _enter(run: Run, last: Run, state: TrainState, same: bool) -> TrainState:
     """The start of the next phase; with the `same` optimizer its state goes on, but for losses of the old data."""
     fresh = run.init(state.params, state.key, state.step)
     optimizer = run.stepper.forget(state.optimizer, fresh.optimizer) if same else fresh.optimizer
-    kept = dict(best_params=state.best_params, best_loss=state.best_loss)
+    kept: dict[str, Any] = {}
+    if run.objective is last.objective:  # losses of another one do not compare
+        kept |= dict(best_params=state.best_params, best_loss=state.best_loss)
+    if run.adaptive and run.data is last.data:
+        kept |= dict(sampled=state.sampled)
     return fresh._replace(optimizer=optimizer, **kept)
 
 

@@ -12,6 +12,7 @@ from .._results import RESULTS
 from ..models import TimeSlabs
 from ..objective import Objective
 from ._fit import FitResult, fit
+from ._record import Record
 
 
 def march(
@@ -89,8 +90,8 @@ def march(
     return last._replace(
         model=whole,
         best_model=best,
-        best_loss=max(result.best_loss for result in results),
-        loss=max(result.loss for result in results),
+        best_loss=float(np.max([result.best_loss for result in results])),
+        loss=float(np.max([result.loss for result in results])),  # NaN if one is
         error=float("nan") if metric is None else float(eqx.filter_jit(metric)(whole)),
         steps=sum(result.steps for result in results),
         history=_joined([result.history for result in results]),
@@ -101,12 +102,11 @@ def march(
 
 def _joined(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The slabs one after the other, with their number; the seconds go on."""
-    begins = np.cumsum([0.0] + [history["seconds"][-1] for history in histories])
-    joined = {
-        name: np.concatenate(
-            [h[name] + (begin if name == "seconds" else 0) for h, begin in zip(histories, begins, strict=False)]
-        )
-        for name in histories[0]
-    }
-    sizes = [len(history["loss"]) for history in histories]
-    return joined | {"slab": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)}
+    record = Record()
+    for slab, history in enumerate(histories):
+        if history:  # there is none if the slab was interrupted while it compiled
+            seconds = record.seconds + history["seconds"]
+            own = {"seconds": seconds, "slab": np.full(len(seconds), slab, np.int32)}
+            record.chunks.append(history | own)
+            record.seconds = seconds[-1]
+    return record.arrays()

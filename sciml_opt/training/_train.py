@@ -1,7 +1,7 @@
 """`train`: the whole training run as one pure scan."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -196,8 +196,8 @@ class Run(eqx.Module):
 
     def draw(self, key: Array, step: Int[Array, ""], params: PyTree, state: PyTree) -> PyTree:
         """The batch for step number `step`, which sees the model that this step starts from."""
-        key = jax.random.fold_in(key, step // self.resample_every)
-        return self.data.draw(key, eqx.combine(params, self.static), state)
+        key, sampler = jax.random.fold_in(key, step // self.resample_every), cast(AbstractAdaptiveSampler, self.data)
+        return sampler.draw(key, eqx.combine(params, self.static), state)
 
     def init(self, params: PyTree, key: Array | None, step: ArrayLike = 0) -> TrainState:
         if key is None and self.fresh:
@@ -208,8 +208,8 @@ class Run(eqx.Module):
         step = jnp.asarray(step, jnp.int32)
         sampled = None
         if self.adaptive:
-            draw = eqx.filter_jit(lambda run, *args: run.draw(*args))
-            sampled = draw(self, key, step, params, self.data.init(jax.random.fold_in(key, 2**31 - 1)))
+            sampler = cast(AbstractAdaptiveSampler, self.data)
+            sampled = _draw(self, key, step, params, sampler.init(jax.random.fold_in(key, 2**31 - 1)))
         running: Any = RESULTS.successful
         infinity = jnp.full((), jnp.inf, tree_dtype(params))
         loss = self.bind(key, step, sampled)
@@ -344,6 +344,11 @@ class Run(eqx.Module):
 
     def final_params(self, state: TrainState) -> PyTree:
         return tree_where(state.result == RESULTS.nonfinite_loss, state.best_params, state.params)
+
+
+@eqx.filter_jit
+def _draw(run: Run, *args: PyTree) -> PyTree:
+    return run.draw(*args)
 
 
 def _flat(until: Stop, grad: PyTree) -> Bool[Array, ""]:

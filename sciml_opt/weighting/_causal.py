@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
@@ -46,8 +47,8 @@ def causal(
     `weights` of the chunks, `(chunks,)`, and `state.rule.rung`, the place in the ladder. Where the term is not finite
     they stay. `so.info(state)` speaks of the weighted loss. Fresh points in every step are fine.
 
-    **Errors:** `ValueError` for an unknown term, one that is not least squares, a time that is no scalar, or if
-    `updates` is not the gradient.
+    **Errors:** `ValueError` for an unknown term, one that is not least squares, a time that is no scalar, an interval
+    without length, or if `updates` is not the gradient.
 
     **Cost:** one gradient a step.
 
@@ -56,6 +57,8 @@ def causal(
     **Example:** `so.causal(so.levenberg_marquardt(), "interior", lambda x: x[1], (0.0, 1.0))`.
     """
     start, stop = (number("interval", end) for end in interval)
+    if not isinstance(start < stop, jax.core.Tracer) and not start < stop:
+        raise ValueError(f"interval must be (start, end) with start < end, got {interval}.")
     ladder = [number("tolerance", value, at_least=0) for value in jnp.atleast_1d(jnp.asarray(tolerance))]
     partial = time if isinstance(time, jax.tree_util.Partial) else jax.tree_util.Partial(time)
     rule = Causal(term, partial, start, stop, jnp.stack(ladder), positive("chunks", chunks))

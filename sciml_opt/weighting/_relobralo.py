@@ -54,8 +54,8 @@ def relobralo(
     """
     numbers = (
         number("temperature", temperature, above=0),
-        number("decay", decay, at_least=0),
-        number("saudade", saudade, at_least=0),
+        number("decay", decay, at_least=0, at_most=1),
+        number("saudade", saudade, at_least=0, at_most=1),
     )
     return weighting(ReLoBRaLo(term_names("terms", terms), *numbers, jax.random.key(seed)), tx)
 
@@ -88,8 +88,9 @@ class ReLoBRaLo(TermRule):
         temperature, decay = (value.astype(w.dtype) for value in (self.temperature, self.decay))
 
         def balance(reference):
-            tiny = jnp.finfo(w.dtype).tiny  # a term that was zero and still is
-            return len(w) * jax.nn.softmax(losses / (temperature * jnp.maximum(reference, tiny)))
+            least = jnp.finfo(w.dtype).eps * jnp.sum(reference)  # a term that was zero
+            ratios = losses / jnp.maximum(jnp.maximum(reference, least), jnp.finfo(w.dtype).tiny)
+            return len(w) * jax.nn.softmax(jnp.minimum(ratios / temperature, jnp.finfo(w.dtype).max))
 
         rho = jax.random.bernoulli(jax.random.fold_in(self.key, steps), self.saudade)
         past = jnp.where(rho, w, balance(first))

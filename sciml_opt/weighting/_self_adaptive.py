@@ -30,7 +30,8 @@ def self_adaptive(
         min_theta max_lambda  sum_k w_k / N_k sum_i m(lambda_ki) ell(z_ki),        m(lambda) = lambda^2
 
     One step of Adam up the slope `m'(lambda_i) ell(z_i)` of each point, before each step of the optimizer; from
-    `m(lambda) = 1`. Weights only rise, those of small residuals slowest. The points must be the same in every step.
+    `m(lambda) = 1`. Weights only rise, slowest where `ell` has fallen most: Adam divides each slope by its own past, so
+    that its size as such does not matter (but below 1e-8). The points must be the same in every step.
 
     **Arguments:**
 

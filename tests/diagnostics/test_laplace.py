@@ -167,3 +167,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="least squares in every term"):
         params, ritz = problem(RITZ, RITZ_BATCH)
         so.laplace(ritz, params, {"energy": 0.1})
+    with pytest.raises(ValueError, match=r"the points of \['data'\] bring weights"):
+        so.laplace(line_loss(data=so.Weighted(DATA, np.ones(20))), fitted(), {"data": 0.1})
+    with pytest.raises(ValueError, match=r"use loss\.freeze, not where"):
+        so.laplace(so.Objective(data=so.Term(misfit)).bind({"data": DATA}, where=line()), fitted(), {"data": 0.1})

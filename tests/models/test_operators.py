@@ -150,6 +150,13 @@ def test_a_deeponet_learns_the_mean():
         assert after < 0.1 < 0.5 < before
 
 
+def test_a_trunk_without_parameters_is_no_leaf():
+    model = DeepONet(MLP(5, 2, (4,), key=jax.random.key(0)), lambda y: jnp.stack([y[0], y[0] * y[1]]))
+    f, y = jnp.asarray(F[0]), jnp.asarray(Y[0])
+    b = numpy_mlp(model.branch, F[0])
+    np.testing.assert_allclose(jax.jit(lambda model: model(f, y))(model), b[0] * y[0] + b[1] * y[0] * y[1], rtol=1e-12)
+
+
 @pytest.mark.bad_input
 def test_deeponet_errors():
     with pytest.raises(TypeError, match=r"DeepONet\(trunk=...\).*ndarray"):

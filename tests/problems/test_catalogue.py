@@ -22,7 +22,8 @@ def test_record(name):
     assert problem.name == name and "\n" not in problem.title and len(problem.title) < 80
     assert len(problem.description) > 80
     assert problem.method in METHODS and problem.steps > 0 and problem.layers
-    assert 3 * problem.reference_error <= problem.target < 1e-2
+    # with noisy data more is not to be had
+    assert 3 * problem.reference_error <= problem.target < (5e-2 if "inverse" in problem.tags else 1e-2)
     assert problem.tags and len(set(problem.tags)) == len(problem.tags) and FIELDS & set(problem.tags)
     least_squares = problem.objective.bind(problem.batch(), static=_static(problem)).least_squares
     assert ("least_squares" in problem.tags) == least_squares != ("energy" in problem.tags)

@@ -288,6 +288,9 @@ def test_waves_of_helmholtz():
     other = _helmholtz.helmholtz(a=(2, 3))
     assert "(2, 3)" in other.title and other.published is None
     assert other.error(lambda x: jnp.sin(2 * jnp.pi * x[0]) * jnp.sin(3 * jnp.pi * x[1])) < 1e-12
+    for a in ((1.5, 2), (0, 4)):  # no zero on the boundary
+        with pytest.raises(ValueError, match=f"a must be a positive integer, got {min(a)}"):
+            _helmholtz.helmholtz(a=a)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ["deep_ritz_l_shape", "poisson2d_c"])

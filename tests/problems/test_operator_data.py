@@ -12,8 +12,8 @@ from sciml_opt.problems.operators._burgers import _solve as solve_burgers
 from sciml_opt.problems.operators._darcy import _solve as solve_darcy
 from sciml_opt.problems.operators._data import Part
 from sciml_opt.problems.operators._diffusion_reaction import _solve as solve_diffusion_reaction
-from sciml_opt.problems.operators._etdrk4 import etdrk4
 from sciml_opt.problems.operators._random_field import RandomField, fourier_series
+from sciml_opt.problems.references._etdrk4 import etdrk4
 
 KEY = jax.random.key(3)
 DATA = {
@@ -219,7 +219,10 @@ def test_antiderivative_is_the_integral():
         (lambda: operators.burgers_operator(KEY, viscosity=0.0), "viscosity must be greater than 0"),
         (lambda: operators.burgers_operator(KEY, points=60), "multiple of points = 60, got 256"),
         (lambda: operators.diffusion_reaction(KEY, diffusion=-1.0), "diffusion must be greater"),
+        (lambda: operators.burgers_operator(KEY, steps=0), "steps must be a positive"),
+        (lambda: operators.diffusion_reaction(KEY, grid=(5, 1)), "grid - 1 must be a positive integer, got 0"),
         (lambda: operators.darcy(KEY, refinement=0), "refinement must be a positive"),
+        (lambda: operators.darcy(KEY, points=1), "points - 1 must be a positive integer, got 0"),
         (lambda: DATA["antiderivative"]().pairs("tset"), "part must be one of.*Did you mean 'test'"),  # type: ignore
     ],
 )

@@ -294,6 +294,8 @@ def test_errors():
         R3(OBJECTIVE, "interior", POOL, BATCH)
     with pytest.raises(ValueError, match="count=13 different points cannot be drawn from a pool of 12"):
         RAD(OBJECTIVE, "interior", POOL, 13, BATCH).draw(jax.random.key(0), THETA, ())
+    with pytest.raises(TypeError, match="plain points, not Weighted"):
+        RAD(OBJECTIVE, "interior", so.Weighted(POOL, np.ones(12)), 4, BATCH).draw(jax.random.key(0), THETA, ())
     product = so.Objective(field=so.Term(so.Product(lambda m, f: f, lambda m, y: y)))
     with pytest.raises(TypeError, match="'field' is a Product"):
         RAD(product, "field", POOL, 4)

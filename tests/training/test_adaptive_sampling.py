@@ -89,9 +89,13 @@ def test_a_run_resumes_with_its_points(tmp_path):
 
 def test_carried_gradients_forget_the_old_points():
     """L-BFGS carries value and gradient of its new point; after a draw they are of other points."""
-    result = so.fit(MODEL, objective(), so.lbfgs(), Recorder(), steps=6, key=jax.random.key(0), resample_every=2)
-    x = 1 + 0.1 * 1.0
-    assert result.history["loss"][0] == pytest.approx(0.5 * (2 * x) ** 2, rel=1e-12) and result.loss < 1e-12
+    parabola = so.Objective(data=so.Term(lambda model, x: model.a * x[0] - 3 * x[0] ** 2))  # another a at every x
+    options: dict[str, Any] = dict(key=jax.random.key(0), resample_every=2, metric=lambda model: model.a)
+    history = so.fit(MODEL, parabola, so.lbfgs(), Recorder(), steps=6, metric_every=1, **options).history
+    a = np.append(1.0, history["error"][:-1])
+    x = 1 + 0.1 * np.repeat(a[::2], 2)
+    np.testing.assert_allclose(history["loss"], 0.5 * (a * x - 3 * x**2) ** 2, rtol=1e-8, atol=1e-14)
+    assert history["loss"][4] > 1e-3
 
 
 @pytest.mark.bad_input
@@ -117,3 +121,19 @@ def test_a_curriculum_of_objectives_in_one_program():
             expected.append(0.5 * (a - slope) ** 2)
             a -= 0.1 * (a - slope)
     np.testing.assert_allclose(result.history["loss"], expected, rtol=1e-12)
+
+
+def test_the_best_iterate_is_that_of_the_last_objective():
+    """The easy equation is solved better than the one that is meant."""
+    phases = [so.Phase(optax.sgd(1.0), 5, objective=objective(1.5)), so.Phase(SGD, 3)]
+    result = so.fit(MODEL, objective(), phases, {"data": jnp.ones((4, 1))})
+    assert result.history["loss"][4] == 0
+    np.testing.assert_allclose(result.best_model.a, 3 - 1.5 * 0.9**3, rtol=1e-12)
+    assert result.best_loss == result.loss
+
+
+def test_phases_share_the_points_of_one_sampler():
+    sampler, options = Recorder(), dict[str, Any](key=jax.random.key(0), resample_every=4)
+    whole = so.fit(MODEL, objective(), SGD, sampler, steps=10, **options)
+    parts = so.fit(MODEL, objective(), [so.Phase(SGD, 6), so.Phase(optax.sgd(0.1), 4)], sampler, **options)
+    np.testing.assert_allclose(parts.history["loss"], whole.history["loss"], rtol=1e-12)

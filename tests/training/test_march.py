@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sciml_opt as so
@@ -86,6 +87,22 @@ def test_what_ends_a_slab_early_ends_the_run():
     broken = so.march(MODEL, OBJECTIVE, so.levenberg_marquardt(), bad, restart, **options)
     assert broken.status == so.RESULTS.nonfinite_loss and broken.model.count == 1
     assert broken.model.models.a[0] == MODEL.a
+
+
+def test_slabs_that_end_in_different_phases():
+    """The second slab is stopped before the phase whose history has more columns."""
+    calls = []
+    phases = [so.Phase(optax.sgd(0.0), 1), so.Phase(so.levenberg_marquardt(), 2)]
+    options: dict[str, Any] = dict(slabs=3, length=0.25)
+
+    def stop(now):
+        calls.append(now.step)
+        return calls.count(1) == 2
+
+    result = so.march(MODEL, OBJECTIVE, phases, BATCH, restart, callback=stop, **options)
+    assert result.status == so.RESULTS.stopped_by_callback and result.steps == 4
+    np.testing.assert_array_equal(result.history["slab"], [0, 0, 0, 1])
+    assert np.isnan(result.history["damping"][[0, 3]]).all()
 
 
 @pytest.mark.bad_input

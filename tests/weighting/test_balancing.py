@@ -144,6 +144,13 @@ def test_relobralo():
         want.append(w)
     check(path, weights, want, 1e-2)
     np.testing.assert_allclose(weights[0], 1, rtol=1e-14)
+    # a term that begins at zero, and leaves it
+    fitted = DATA["a"].copy()
+    fitted[:, -1] = 0
+    loss = QUADRATIC.bind(DATA | {"a": fitted})
+    tx = so.relobralo(optax.sgd(1e-2), QUADRATIC, decay=0.5, temperature=0.1)
+    _, weights = follow(tx, 2, params=np.zeros(6), loss=loss)
+    np.testing.assert_allclose(weights[:, 0], [0.5, 1.75], rtol=1e-3)  # nothing, and then all, of the softmax
 
 
 # ---------------------------------------------------------------- the contract of all
@@ -299,6 +306,7 @@ def test_errors():
         (lambda: so.ntk_balance(optax.sgd(1.0), TERMS, every=0), "every must be a positive integer"),
         (lambda: so.grad_norm(optax.sgd(1.0), TERMS, learning_rate=-1.0), "learning_rate must be at least 0"),
         (lambda: so.relobralo(optax.sgd(1.0), TERMS, temperature=0.0), "temperature must be greater than 0"),
+        (lambda: so.relobralo(optax.sgd(1.0), TERMS, decay=1.5), "decay must be at most 1"),
         (lambda: so.self_adaptive(optax.sgd(1.0), POINTS, mask="sqare"), "Did you mean 'square'"),
         (lambda: so.augmented_lagrangian(optax.sgd(1.0), POINTS, penalty=0.0), "penalty must be greater than 0"),
     ):

@@ -332,3 +332,5 @@ def test_errors_of_causal():
         so.causal(sgd, "pde", time_of, (0.0, 1.0), chunks=0)
     with pytest.raises(ValueError, match="tolerance must be at least 0"):
         so.causal(sgd, "pde", time_of, (0.0, 1.0), tolerance=[1.0, -1.0])
+    with pytest.raises(ValueError, match=r"interval must be .* start < end"):
+        so.causal(sgd, "pde", time_of, (1.0, 1.0))

@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..._check import count, number
+from ..references._etdrk4 import etdrk4
 from ._data import OperatorData, relative_error
-from ._etdrk4 import etdrk4
 from ._random_field import RandomField, fourier_series
 
 CHECKED = 8  # samples that are solved again with twice the frequencies and half the step
@@ -44,6 +44,7 @@ def burgers_operator(
     """
     training = count("training", training)
     number("viscosity", viscosity, above=0)
+    steps = count("steps", steps)
     if solver_points % count("points", points):
         raise ValueError(f"solver_points must be a multiple of points = {points}, got {solver_points}.")
     k = np.arange(solver_points // 3)

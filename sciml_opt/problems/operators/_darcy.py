@@ -39,7 +39,7 @@ def darcy(
     """
     training = count("training", training)
     number = training + count("test", test)
-    cells = (count("points", points) - 1) * count("refinement", refinement)
+    cells = count("points - 1", points - 1) * count("refinement", refinement)
     k = np.pi * np.arange(MODES)
     scale = 1 / (k[:, None] ** 2 + k[None] ** 2 + 9)
     scale[1:] *= 2**0.5  # cos(pi k x) has the mean square 1/2

@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..._check import count, number
+from ..references._etdrk4 import etdrk4
 from ._data import OperatorData, relative_error
-from ._etdrk4 import etdrk4
 from ._random_field import RandomField, gaussian_random_field
 
 CHECKED = 8  # samples that are solved again with more nodes and a smaller step
@@ -49,7 +49,7 @@ def diffusion_reaction(
     number("diffusion", diffusion, above=0)
     number("reaction", reaction)
     field = gaussian_random_field(key, training + count("test", test), length_scale)
-    places, times = (np.linspace(0.0, 1.0, count("grid", n)) for n in grid)
+    places, times = (np.linspace(0.0, 1.0, count("grid - 1", n - 1) + 1) for n in grid)
     outputs = _solve(field, diffusion, reaction, places, times, NODES, STEPS_PER_INTERVAL)
     some = RandomField(field.cosines[:CHECKED], field.sines[:CHECKED], field.period)
     finer = _solve(some, diffusion, reaction, places, times, NODES * 3 // 2, 2 * STEPS_PER_INTERVAL)
