@@ -99,7 +99,7 @@ class Problem:
     sampler: Callable[[PRNGKeyArray], Mapping[str, Any]] | None = None
     resample_every: int = 1
     slabs: int = 1
-    restart: Callable[[Any, Mapping[str, Any], Scalar], Mapping[str, Any]] | None = None
+    restart: Callable[[Any, Mapping[str, Any], float], Mapping[str, Any]] | None = None
 
     def batch(self, dtype: DTypeLike | None = None) -> dict[str, PyTree | Weighted]:
         """The training points: one entry a term, always the same points.

@@ -53,6 +53,11 @@ def augmented_lagrangian(
 
     **Example:** `so.augmented_lagrangian(so.levenberg_marquardt(), {"boundary": B})`.
     """
+    if not isinstance(constraints, Mapping):
+        raise TypeError(
+            "constraints must be a dict from names of terms to their points (a part of the batch) or to the number of "
+            f"their points, got {type(constraints).__name__}."
+        )
     shapes = {name: entry for name, entry in constraints.items() if _is_shape(entry)}
     counts = point_counts(dict(constraints) | {name: count for name, (count, _) in shapes.items()})
     sizes = tuple(shapes.get(name, (count, 1))[1] for name, count in counts)

@@ -296,7 +296,7 @@ def test_a_step_decreases_the_loss():
 def test_restart_takes_the_values_at_the_end_of_a_slab(name):
     problem = problems.get(name)
     batch = problem.batch()
-    length = 1 / problem.slabs
+    length = problem.domain["t"][1] / problem.slabs
     assert batch["interior"][:, 1].max() < length
     start = problem.reference(np.asarray(batch["initial"][0]))
     np.testing.assert_allclose(batch["initial"][1], start, atol=2e-6)
@@ -304,3 +304,14 @@ def test_restart_takes_the_values_at_the_end_of_a_slab(name):
     after = jax.jit(lambda batch: problem.restart(model, batch, length))(batch)
     np.testing.assert_allclose(after["initial"][1], batch["initial"][0][:, 0] + 100 * length, rtol=1e-12)
     np.testing.assert_array_equal(after["interior"], batch["interior"])
+
+
+def test_kuramoto_sivashinsky_until():
+    short, long = problems.get("kuramoto_sivashinsky"), problems.get("kuramoto_sivashinsky", until=1.0)
+    assert (short.slabs, long.slabs) == (4, 40) and short.published != long.published
+    for a, b in zip(jax.tree.leaves(short.batch()), jax.tree.leaves(long.batch()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)  # the first slab is the same
+    assert long.dense_points()[:, 1].max() == 1.0 and short.dense_points()[:, 1].max() == 0.1
+    for until in (0.0, 1.1):
+        with pytest.raises(ValueError, match="until"):
+            problems.get("kuramoto_sivashinsky", until=until)

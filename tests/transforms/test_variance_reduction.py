@@ -237,7 +237,8 @@ def test_averaged_iterates():
         params, state = step(points[-1], state)
         points.append(params)
         if k < start:
-            assert relative(so.average(state), params) == 0
+            # the same sum, made twice: XLA may fuse one with the product before it
+            assert relative(so.average(state), params) < 1e-15
     want = np.mean([flat(point) for point in points[start + 1 :]], axis=0)
     np.testing.assert_allclose(flat(so.average(state)), want, rtol=1e-13)
     assert step._cache_size() == 1 and dtypes(state) <= {("float64", False), ("int32", False)}

@@ -247,6 +247,8 @@ def test_a_constraint_of_several_outputs_needs_its_shape():
     tx = so.augmented_lagrangian(optax.sgd(0.1), {"a": 4}, every=1)
     with pytest.raises(ValueError, match=r"'a' has 2 outputs, its multipliers 1: give constraints={'a': \(4, 2\)}"):
         tx.update(params, tx.init(params), params, value_fn=loss)
+    with pytest.raises(TypeError, match="constraints must be a dict .* got Objective"):
+        so.augmented_lagrangian(optax.sgd(0.1), objective)
 
 
 # ---------------------------------------------------------------- causal
