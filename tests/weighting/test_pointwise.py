@@ -225,14 +225,15 @@ def test_augmented_lagrangian_reaches_the_karush_kuhn_tucker_point():
 
 def test_constraints_of_an_energy_and_of_several_outputs():
     """min 0.5 |p|^2 - c.p as an energy, subject to linear equations of which an inner map returns two a point."""
-    c, equations = RNG.normal(size=6), RNG.normal(size=(2, 2, 6))
+    rng = np.random.default_rng(3)  # of its own: the others' draws depend on which tests ran before
+    c, equations = rng.normal(size=6), rng.normal(size=(2, 2, 6))
     objective = so.Objective(
         energy=so.Term(lambda p, x: p, outer=lambda z, x: 0.5 * jnp.vdot(z, z) - jnp.vdot(x, z)),
         constraint=so.Term(lambda p, rows: rows @ p - 1),
     )
     batch = {"energy": c[None], "constraint": equations}
     tx = so.augmented_lagrangian(so.gauss_newton(), {"constraint": (2, 2)}, penalty=30.0, every=1)
-    result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=60))(jnp.zeros(6))
+    result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=150))(jnp.zeros(6))
     E = equations.reshape(4, 6)
     multipliers = np.linalg.solve(E @ E.T, E @ c - 1)
     np.testing.assert_allclose(result.params, c - E.T @ multipliers, rtol=1e-8)
@@ -247,7 +248,7 @@ def test_a_constraint_of_several_outputs_needs_its_shape():
     tx = so.augmented_lagrangian(optax.sgd(0.1), {"a": 4}, every=1)
     with pytest.raises(ValueError, match=r"'a' has 2 outputs, its multipliers 1: give constraints={'a': \(4, 2\)}"):
         tx.update(params, tx.init(params), params, value_fn=loss)
-    with pytest.raises(TypeError, match="constraints must be a dict .* got Objective"):
+    with pytest.raises(TypeError, match=r"constraints must be a dict .* got Objective"):
         so.augmented_lagrangian(optax.sgd(0.1), objective)
 
 
