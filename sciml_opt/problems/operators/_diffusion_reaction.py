@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..._check import count, number
+from ..references._chebyshev import chebyshev, interpolation
 from ..references._etdrk4 import etdrk4
 from ._data import OperatorData, relative_error
 from ._random_field import RandomField, gaussian_random_field
@@ -67,37 +68,15 @@ def diffusion_reaction(
 
 def _solve(field: RandomField, D: float, k: float, x: np.ndarray, t: np.ndarray, nodes: int, steps: int) -> np.ndarray:
     """`(N, x, t)`; `steps` a time interval of the grid."""
-    z, second, interpolation = _chebyshev(nodes, x)
-    values, vectors = np.linalg.eig(second)
+    z, first = chebyshev(nodes)
+    inner = slice(1, -1)  # of functions that vanish at the ends
+    values, vectors = np.linalg.eig((first @ first)[inner, inner])
     inverse = np.linalg.inv(vectors)
-    source = field(z) @ inverse.T
+    source = field(z[inner]) @ inverse.T
 
     def nonlinear(coefficients: np.ndarray) -> np.ndarray:
         return k * (coefficients @ vectors.T) ** 2 @ inverse.T + source
 
     total = (len(t) - 1) * steps
     path = etdrk4(D * values, nonlinear, np.zeros_like(source), 1 / total, total, steps)
-    return np.moveaxis(path @ (interpolation @ vectors).T, 0, 2)
-
-
-def _chebyshev(n: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inner Chebyshev nodes of [0, 1]; of functions that vanish at the ends the second derivative, and the values at x.
-
-    Source: Trefethen, Spectral Methods in MATLAB, programs 6 and 19; barycentric interpolation.
-    """
-    angles = np.pi * np.arange(n + 1) / n
-    z = np.cos(angles)
-    weights = (-1.0) ** np.arange(n + 1)
-    weights[[0, -1]] /= 2
-    # differences of cosines as products of sines, which do not cancel
-    gaps = 2 * np.sin((angles[None] + angles[:, None]) / 2) * np.sin((angles[None] - angles[:, None]) / 2)
-    np.fill_diagonal(gaps, 1)
-    first = weights[None] / weights[:, None] / gaps
-    np.fill_diagonal(first, 0)
-    np.fill_diagonal(first, -np.sum(first, axis=1))
-    second = 4 * (first @ first)[1:-1, 1:-1]  # [0, 1] has half the length of [-1, 1]
-    distance = (2 * x[:, None] - 1) - z[None]
-    at_node = np.abs(distance) < 1e-14
-    quotients = weights / np.where(at_node, 1, distance)
-    values = np.where(at_node.any(axis=1, keepdims=True), at_node, quotients / np.sum(quotients, axis=1, keepdims=True))
-    return (z[1:-1] + 1) / 2, second, values[:, 1:-1]
+    return np.moveaxis(path @ (interpolation(z, x)[:, inner] @ vectors).T, 0, 2)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._corner import Corner, linear_lid, uniform_lid
+from ._chebyshev import chebyshev, interpolation
 
 VISCOSITY = 0.01
 
@@ -46,7 +47,7 @@ def _solve(
 
     **Source:** Botella and Peyret (1998), doi:10.1016/S0045-7930(98)00002-4, for the subtraction.
     """
-    z, D = _chebyshev(n)
+    z, D = chebyshev(n)
     powers = [np.linalg.matrix_power(D, k) for k in range(5)]
     lift = _lift(z, D, corner, strength, rest(z))
     extend = _extend(D)
@@ -92,7 +93,7 @@ def _solve(
     pressure = (integrate @ head_x[:, :1]) + head_y @ integrate.T - (u**2 + v**2) / 2
 
     axis = np.linspace(0.0, 1.0, nodes)
-    M = _interpolation(z, axis)
+    M = interpolation(z, axis)
     singular = _singular(axis[:, None], axis, corner, strength)
     p = VISCOSITY * singular.p + M @ pressure @ M.T
     p -= p[0, 0]
@@ -150,27 +151,3 @@ def _extend(D: np.ndarray) -> np.ndarray:
     extend[2:-2] = np.eye(n - 3)
     extend[[1, -2]] = -np.linalg.solve(D[np.ix_([0, -1], [1, -2])], D[[0, -1], 2:-2])
     return extend
-
-
-def _chebyshev(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Chebyshev points on [0, 1], ascending, and their differentiation matrix."""
-    j = np.arange(n + 1)
-    # differences of cosines without cancellation
-    difference = np.sin(np.pi * (j[:, None] + j) / (2 * n)) * np.sin(np.pi * (j[:, None] - j) / (2 * n))
-    np.fill_diagonal(difference, 1.0)
-    weights = (-1.0) ** j * np.where((j == 0) | (j == n), 0.5, 1.0)
-    D = weights / weights[:, None] / difference
-    np.fill_diagonal(D, 0.0)
-    np.fill_diagonal(D, -D.sum(axis=1))
-    return np.sin(np.pi * j / (2 * n)) ** 2, D
-
-
-def _interpolation(z: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """From values at the Chebyshev points `z` to those at `axis`, by the barycentric formula."""
-    n = len(z) - 1
-    weights = (-1.0) ** np.arange(n + 1) * np.where(np.isin(np.arange(n + 1), (0, n)), 0.5, 1.0)
-    distance = axis[:, None] - z
-    hit = np.abs(distance) < 1e-14
-    M = weights / np.where(hit, 1.0, distance)
-    M /= M.sum(axis=1, keepdims=True)
-    return np.where(hit.any(axis=1, keepdims=True), hit, M)
