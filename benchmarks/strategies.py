@@ -34,7 +34,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ss_broyden": so.ss_broyden,
     "levenberg_marquardt": so.levenberg_marquardt,
 }
-POINTS = 2000  # of the equation, for RAD and without
+POINTS = {"burgers": 2000, "allen_cahn": 500}  # of the equation, with RAD and without
 POOL = 10_000
 
 
@@ -60,17 +60,17 @@ def uniform(problem: so.problems.Problem, count: int, seed: int) -> np.ndarray:
 
 
 def rad(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
-    """2000 points by the residual, renewed 20 to 40 times, against 2000 uniform ones."""
+    """Points by the residual, renewed every so many steps, against as many uniform ones."""
     others = {name: entry for name, entry in problem.batch().items() if name != "interior"}
     every = {"adam": 250, "ss_broyden": 100, "levenberg_marquardt": 10}[method]
-    sampler = so.sampling.RAD(problem.objective, "interior", uniform(problem, POOL, 1), POINTS, others)
-    fixed = others | {"interior": uniform(problem, POINTS, 0)}
+    sampler = so.sampling.RAD(problem.objective, "interior", uniform(problem, POOL, 1), POINTS[problem.name], others)
+    fixed = others | {"interior": uniform(problem, POINTS[problem.name], 0)}
     make = METHODS[method]
     return Side(problem.objective, make(), fixed), Side(problem.objective, make(), sampler, every)
 
 
 def causal(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
-    batch, make = {"interior": uniform(problem, POINTS // 2, 0)}, METHODS[method]
+    batch, make = {"interior": uniform(problem, 1000, 0)}, METHODS[method]
     time = list(problem.domain).index("t")
     ladder = [1e-2, 1e-1, 1.0, 1e1, 1e2]
     with_it = so.causal(make(), "interior", lambda x: x[time], problem.domain["t"], tolerance=ladder)
