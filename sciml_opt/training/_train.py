@@ -230,7 +230,7 @@ class Run(eqx.Module):
         self, state: TrainState, until: Stop, phase_until: Stop, limit: Int[Array, ""], length: int
     ) -> tuple[TrainState, dict[str, Any]]:
         """At most `length` steps, up to step number `limit` or until a stop; the remaining ones do nothing."""
-        first = state.step  # the same for all lanes of a vmap, so that the metric stays a branch
+        first = state.step
 
         def step(state: TrainState, number: Int[Array, ""]):
             return self.step(state, until, phase_until, first + number + 1)

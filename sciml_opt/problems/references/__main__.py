@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..._check import one_of
 from ._allen_cahn import allen_cahn
 from ._cavity import cavity, navier_stokes2d_c
 from ._darcy2d import darcy2d
@@ -41,7 +42,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray], outputs: tuple[
 
 
 def main(names: list[str]) -> None:
-    for name in names or GENERATORS:
+    for name in [one_of("NAME", name, GENERATORS) for name in names] or GENERATORS:
         began = time.process_time()
         generator = GENERATORS[name]
         fine = generator.fine()
