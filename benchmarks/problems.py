@@ -5,7 +5,8 @@
     python benchmarks/problems.py show                      # the table of what has been run, in Markdown
 
 Resumable: every run is written to results/problems.json when it ends, and is not made again unless its recipe has
-changed since. A run is a process of its own, with one thread; seconds are process CPU time, compilation apart.
+changed since. A run is a process of its own, with one thread; seconds are process CPU time, compilation apart. On a
+machine with a GPU they are wall time: `run --seeds 1 --out results/problems_gpu.json`, shown in a column of its own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 from sciml_opt import problems
 
 RESULTS = Path(__file__).parent / "results" / "problems.json"
+ON_GPU = RESULTS.with_name("problems_gpu.json")
 FIVE_SEEDS = (
     "allen_cahn",
     "convection40",
@@ -66,14 +68,14 @@ def run(name: str, seed: int, path: Path) -> None:
 
 
 def show(path: Path) -> None:
-    rows = read(path)
-    print("| problem | recipe | parameters, rows | CPU s | error: median (worst), seeds | reference | published |")
-    print("|---|---|---|---|---|---|---|")
+    rows, on_gpu = read(path), read(ON_GPU)
+    print("| problem | recipe | parameters, rows | CPU s | GPU s | error: median (worst), seeds | reference | published |")
+    print("|---|---|---|---|---|---|---|---|")
     met = known = 0
     for name in problems.names():
         runs = [row for key, row in rows.items() if key.split("/")[0] == name]
         if not runs:
-            print(f"| {name} | {recipe(name)} | not run | | | | |")
+            print(f"| {name} | {recipe(name)} | not run | | | | | |")
             continue
         errors = [np.inf if row["rel_l2"] is None else row["rel_l2"] for row in runs]
         seconds = np.median([row["train_seconds"] for row in runs])
@@ -83,9 +85,10 @@ def show(path: Path) -> None:
         bold = "**" if published is not None and median <= published.error else ""
         own = problems.get(name).reference_error
         own = f"{own:.0e}" if own else "rounding"
+        gpu_seconds = f"{on_gpu[f'{name}/0']['train_seconds']:.1f}" if f"{name}/0" in on_gpu else ""
         figure = "-" if published is None else f"{published.error:.1e}, {published.method}"
         print(
-            f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} | {seconds:.0f} | "
+            f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} | {seconds:.0f} | {gpu_seconds} | "
             f"{bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own} | {figure} |"
         )
     print(f"\nAt or below the published figure: {met} of {known}.")

@@ -72,8 +72,7 @@ def rad(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
 def causal(problem: so.problems.Problem, method: str) -> tuple[Side, Side]:
     batch, make = {"interior": uniform(problem, 1000, 0)}, METHODS[method]
     time = list(problem.domain).index("t")
-    ladder = [1e-2, 1e-1, 1.0, 1e1, 1e2]
-    with_it = so.causal(make(), "interior", lambda x: x[time], problem.domain["t"], tolerance=ladder)
+    with_it = so.causal(make(), "interior", lambda x: x[time], problem.domain["t"], tolerance=10.0)
     return Side(problem.objective, make(), batch), Side(problem.objective, with_it, batch)
 
 

@@ -1,11 +1,14 @@
 """The package as a whole: what an import loads, and the README's code."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+
+import sciml_opt as so
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -16,6 +19,19 @@ def test_import_stays_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_float32_products_have_all_their_digits():
+    model = so.models.MLP(2, 1, layers=(8,), key=jax.random.key(0), dtype="float32")
+    jaxpr = str(jax.make_jaxpr(model)(jax.numpy.ones(2, "float32")))
+    assert jaxpr.count("dot_general[") == jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2
+
+
+def test_the_precision_that_the_user_has_set_stays():
+    code = "import jax, sciml_opt; print(jax.config.jax_default_matmul_precision)"
+    environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "tensorfloat32"
 
 
 @jax.numpy_rank_promotion("allow")
