@@ -69,7 +69,7 @@ def run(name: str, seed: int, path: Path) -> None:
 
 def show(path: Path) -> None:
     rows, on_gpu = read(path), read(ON_GPU)
-    print("| problem | recipe | parameters, rows | CPU s | GPU s | error: median (worst), seeds | reference | published |")
+    print("| problem | recipe | sizes | CPU s | GPU s | error: median (worst), seeds | reference | published |")
     print("|---|---|---|---|---|---|---|---|")
     met = known = 0
     for name in problems.names():
@@ -88,8 +88,8 @@ def show(path: Path) -> None:
         gpu_seconds = f"{on_gpu[f'{name}/0']['train_seconds']:.1f}" if f"{name}/0" in on_gpu else ""
         figure = "-" if published is None else f"{published.error:.1e}, {published.method}"
         print(
-            f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} | {seconds:.0f} | {gpu_seconds} | "
-            f"{bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own} | {figure} |"
+            f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} "
+            f"| {seconds:.0f} | {gpu_seconds} | {bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own} | {figure} |"
         )
     print(f"\nAt or below the published figure: {met} of {known}.")
 
