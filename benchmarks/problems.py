@@ -89,7 +89,8 @@ def show(path: Path) -> None:
         figure = "-" if published is None else f"{published.error:.1e}, {published.method}"
         print(
             f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} "
-            f"| {seconds:.0f} | {gpu_seconds} | {bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} | {own} | {figure} |"
+            f"| {seconds:.0f} | {gpu_seconds} | {bold}{median:.1e}{bold} ({max(errors):.0e}), {len(errors)} "
+            f"| {own} | {figure} |"
         )
     print(f"\nAt or below the published figure: {met} of {known}.")
 
