@@ -18,7 +18,7 @@ from .._tree import tree_all_finite, tree_dtype, tree_norm, tree_where
 from ..objective import BoundObjective, Objective
 from ..sampling import AbstractAdaptiveSampler, norm_test
 from ..transforms import step_infos
-from ._stepper import OptaxStepper, OptimistixStepper, make_stepper
+from ._stepper import Carried, OptaxStepper, OptimistixStepper, make_stepper
 from ._stop import Stop
 
 PLATEAU_DECREASE = 1e-3  # a relative decrease below this is no progress
@@ -39,6 +39,16 @@ class TrainState(NamedTuple):
     stalled: Int[Array, ""]
     sampled: PyTree  # of an adaptive sampler: the batch of the next step, and its state
     result: RESULTS  # `successful` while running
+
+
+class StepMade(NamedTuple):
+    """What a step found: the loss before it, its terms (`None` where they are measured apart), and ends of the run."""
+
+    loss: Scalar
+    terms: dict[str, Scalar] | None
+    info: Any
+    left: Bool[Array, ""]  # the phase
+    reached: Bool[Array, ""]  # the target
 
 
 class TrainResult(eqx.Module):
@@ -232,88 +242,104 @@ class Run(eqx.Module):
         """At most `length` steps, up to step number `limit` or until a stop; the remaining ones do nothing."""
         first = state.step
 
-        def step(state: TrainState, number: Int[Array, ""]):
-            return self.step(state, until, phase_until, first + number + 1)
+        def step(state: TrainState):
+            return self.step(state, until, phase_until)
 
-        skipped = jax.tree.map(
+        nothing = jax.tree.map(
             lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype),
-            jax.eval_shape(step, state, first)[1],
+            jax.eval_shape(step, state)[1],
         )
 
-        def body(state: TrainState, number: Int[Array, ""]):
+        def body(state: TrainState, index: Int[Array, ""]):
+            number = first + index + 1  # not from `state.step`: see `_when`
             active = (state.step < limit) & (state.result == RESULTS.successful)
-            return lax.cond(active, step, lambda s, _: (s, skipped), state, number)
+            measured = number % self.metric_every == 0
+            terms = self.terms_apart(state, measured, active)
+            sampled = state.sampled
+            state, made = lax.cond(active, step, lambda s: (s, nothing), state)
+            dtype = made.loss.dtype
+            nan, no = jnp.full((), jnp.nan, dtype), jnp.zeros((), bool)
+            error = _when(measured, active, lambda p: self.error(p, dtype), nan, state.params)
+
+            def noisy(stop: Stop):
+                def fails(state: TrainState):
+                    return _noisy(stop, self.bind(state.key, state.step - 1, sampled), state.params)
+
+                return no if stop.noise is None else _when(measured, active, fails, no, state)
+
+            left = made.left | noisy(phase_until) | (error <= phase_until.error.astype(dtype))
+            reached = made.reached | (error <= until.error.astype(dtype))
+            result = RESULTS.where(left, RESULTS.phase_done, state.result)
+            result = RESULTS.where(noisy(until), RESULTS.too_noisy, result)
+            result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
+            result = RESULTS.where(reached, RESULTS.target_reached, result)
+            result = RESULTS.where(jnp.isfinite(made.loss), result, RESULTS.nonfinite_loss)
+            state = state._replace(result=RESULTS.where(active, result, state.result))
+            if self.adaptive:
+                again, going = number % self.resample_every == 0, active & (state.result == RESULTS.successful)
+
+                def draw(state: TrainState):
+                    return self.draw(state.key, state.step, state.params, state.sampled[1])
+
+                state = state._replace(sampled=_when(again, going, draw, state.sampled, state))
+            record = {"loss": made.loss, "terms": made.terms if terms is None else terms, "error": error}
+            return state, record | {"info": made.info}
 
         return lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
 
-    def step(
-        self, state: TrainState, until: Stop, phase_until: Stop, number: Int[Array, ""]
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Step number `number` and its record. `until` ends the run, `phase_until` only the phase."""
+    def step(self, state: TrainState, until: Stop, phase_until: Stop) -> tuple[TrainState, StepMade]:
+        """One step. `until` ends the run, `phase_until` only the phase."""
         loss = self.bind(state.key, state.step, state.sampled)
         dtype = state.best_loss.dtype
-        measured = number % self.metric_every == 0
-        value, grad, terms = self.evaluate(loss, state, measured)
+        value, grad, terms = self.evaluate(loss, state)
         params, optimizer, converged = self.stepper.step(loss, state.params, state.optimizer, value, grad)
         if self.where is not None:  # weight decay would move what is frozen
             params = eqx.combine(eqx.filter(params, self.where), state.params)
-        finite = jnp.isfinite(value)
         # the loss and the gradient of these very parameters: they are kept
         reached = (value <= until.loss.astype(dtype)) | _flat(until, grad)
-        params = tree_where(finite & ~reached, params, state.params)
-
+        params = tree_where(jnp.isfinite(value) & ~reached, params, state.params)
         state = _track(state, value)
-        error = lax.cond(
-            measured,
-            lambda p: self.error(p, dtype),
-            lambda _: jnp.full((), jnp.nan, dtype),
-            params,
-        )
-        left = (value <= phase_until.loss.astype(dtype)) | (error <= phase_until.error.astype(dtype))
-        left = left | (state.stalled >= phase_until.plateau) | converged | _flat(phase_until, grad)
-        left = left | _noisy(phase_until, loss, params, measured)
-        reached = reached | (error <= until.error.astype(dtype))
-        result = RESULTS.where(left, RESULTS.phase_done, state.result)
-        result = RESULTS.where(_noisy(until, loss, params, measured), RESULTS.too_noisy, result)
-        result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
-        result = RESULTS.where(reached, RESULTS.target_reached, result)
-        result = RESULTS.where(finite, result, RESULTS.nonfinite_loss)
+        left = (value <= phase_until.loss.astype(dtype)) | (state.stalled >= phase_until.plateau)
+        left = left | converged | _flat(phase_until, grad)
         info = next(iter(step_infos(optimizer)), None)
-        state = state._replace(params=params, optimizer=optimizer, step=state.step + 1, result=result)
-        if self.adaptive:
-            again = (state.step % self.resample_every == 0) & (result == RESULTS.successful)
-            sampled = lax.cond(
-                again, lambda s: self.draw(s.key, s.step, s.params, s.sampled[1]), lambda s: s.sampled, state
-            )
-            state = state._replace(sampled=sampled)
-        return state, {"loss": value, "terms": terms, "error": error, "info": info}
+        state = state._replace(params=params, optimizer=optimizer, step=state.step + 1)
+        return state, StepMade(value, terms, info, left, reached)
 
-    def evaluate(
-        self, loss: BoundObjective, state: TrainState, measured: Bool[Array, ""]
-    ) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
-        """Value, gradient and terms of the loss at the present point.
+    def evaluate(self, loss: BoundObjective, state: TrainState) -> tuple[Scalar, PyTree, dict[str, Scalar] | None]:
+        """Value, gradient and terms of the loss at the present point; no terms where they are measured apart."""
+        carried = self.carried(state)
+        if carried is None:
 
-        An optimizer that carries value and gradient there has evaluated them: the terms are then only measured with the
-        error, since they would cost another evaluation.
-        """
-        dtype = state.best_loss.dtype
+            def value_and_terms(params):
+                terms = loss.values(params)
+                return sum(terms.values(), start=jnp.zeros((), state.best_loss.dtype)), terms
 
-        def value_and_terms(params):
-            terms = loss.values(params)
-            return sum(terms.values(), start=jnp.zeros((), dtype)), terms
-
-        # with frozen parameters the point is not the one that the optimizer went to
-        carried = None if self.where is not None else self.stepper.carried(state.optimizer)
-        if carried is None or (self.fresh and self.resample_every == 1):
             (value, terms), grad = jax.value_and_grad(value_and_terms, has_aux=True)(state.params)
             return value, grad, terms
         if self.fresh:  # of other points the value is unknown
             changed = state.step % self.resample_every == 0
             carried = carried._replace(value=jnp.where(changed, jnp.inf, carried.value))
         value, grad = optax.value_and_grad_from_state(loss)(state.params, state=carried)
-        value = jnp.asarray(value)
-        nothing = dict.fromkeys(loss.terms, jnp.full((), jnp.nan, dtype))
-        return value, grad, lax.cond(measured, loss.values, lambda _: nothing, state.params)
+        return jnp.asarray(value), grad, None
+
+    def carried(self, state: TrainState) -> Carried | None:
+        """Value and gradient of the present point, where the optimizer has them from its last step."""
+        if self.where is not None:  # with frozen parameters the point is not the one that the optimizer went to
+            return None
+        return None if self.fresh and self.resample_every == 1 else self.stepper.carried(state.optimizer)
+
+    def terms_apart(
+        self, state: TrainState, measured: Bool[Array, ""], active: Bool[Array, ""]
+    ) -> dict[str, Scalar] | None:
+        """The terms for an optimizer that carries value and gradient: they would cost another evaluation each step."""
+        if self.carried(state) is None:
+            return None
+
+        def values(state: TrainState):
+            return self.bind(state.key, state.step, state.sampled).values(state.params)
+
+        nothing = dict.fromkeys(self.objective.terms, jnp.full_like(state.best_loss, jnp.nan))
+        return _when(measured, active, values, nothing, state)
 
     def stopped(self, state: TrainState, until: Stop) -> Bool[Array, ""]:
         """Whether the gradient or its noise at the present point stops a run."""
@@ -323,7 +349,7 @@ class Run(eqx.Module):
         @jax.jit
         def check(params):
             loss = self.bind(state.key, jnp.maximum(state.step - 1, 0), state.sampled)
-            return _flat(until, jax.grad(loss)(params)) | _noisy(until, loss, params, jnp.ones((), bool))
+            return _flat(until, jax.grad(loss)(params)) | _noisy(until, loss, params)
 
         return check(state.params)
 
@@ -358,15 +384,29 @@ def _flat(until: Stop, grad: PyTree) -> Bool[Array, ""]:
     return norm <= until.grad_norm.astype(norm.dtype)
 
 
-def _noisy(until: Stop, loss: BoundObjective, params: PyTree, measured: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether the norm test fails, where it is made."""
-    theta = until.noise
-    if theta is None:
+def _noisy(until: Stop, loss: BoundObjective, params: PyTree) -> Bool[Array, ""]:
+    """Whether the norm test fails."""
+    if until.noise is None:
         return jnp.zeros((), bool)
     groups = min(16, max(loss.sizes.values(), default=0))
     if groups < 2:
         raise ValueError("Stop(noise=...) needs a term of at least two points, other than a Product, to compare parts.")
-    return lax.cond(measured, lambda p: ~norm_test(loss, p, theta, groups), lambda _: jnp.zeros((), bool), params)
+    return ~norm_test(loss, params, until.noise, groups)
+
+
+def _when(
+    due: Bool[Array, ""], active: Bool[Array, ""], function: Callable[..., PyTree], otherwise: PyTree, *operands: PyTree
+) -> PyTree:
+    """`function(*operands)` where it is due in an active run.
+
+    Under vmap a condition that differs between the runs becomes a mask, and both branches are computed: `due` must be
+    the same in all of them, `active` need not.
+    """
+
+    def idle(*_):
+        return otherwise
+
+    return lax.cond(due, lambda *args: lax.cond(active, function, idle, *args), idle, *operands)
 
 
 def _track(state: TrainState, value: Scalar) -> TrainState:

@@ -83,6 +83,27 @@ def test_train_jits_vmaps_and_agrees_with_fit(reference):
     assert int(single.state.step) == 40 and np.isfinite(single.loss)
 
 
+def test_vmapped_runs_measure_only_when_due_whatever_run_has_ended():
+    calls = []
+
+    def counted(u):
+        jax.debug.callback(lambda _: calls.append(1), u.layers[0].bias)
+        return metric(u)
+
+    params, static = zip(*(partition(network(seed)) for seed in range(2)), strict=True)
+    loss = POISSON.bind(BATCH, static=static[0])
+    ends_first = so.Stop(loss=0.999 * loss(params[0]))
+    options = {"static": static[0], "steps": 6, "metric": counted, "metric_every": 3, "until": ends_first}
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    runs = jax.jit(jax.vmap(lambda p: so.train(p, POISSON, optax.sgd(1e-4), BATCH, **options)))(stacked)
+    jax.effects_barrier()
+    assert len(calls) == 4  # two runs at steps 3 and 6
+    assert runs.state.step.tolist() != [6, 6] and 6 in runs.state.step
+    measured = ~np.isnan(runs.history["error"])
+    for made, row in zip(runs.state.step.tolist(), measured, strict=True):
+        assert np.flatnonzero(row).tolist() == [step for step in (2, 5) if step < made]
+
+
 def test_stops():
     by_error = fit(steps=60, metric=metric, metric_every=2, until=so.Stop(error=0.05))
     assert by_error.status == so.RESULTS.target_reached
