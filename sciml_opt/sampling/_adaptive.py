@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from ..objective import Objective, Product, Weighted
 from ..objective._objective import _check_keys
 
+CHUNK = 2**14  # candidates whose residual is evaluated at a time: a large pool does not fill the memory
+
 
 class AbstractAdaptiveSampler(eqx.Module):
     """A sampler for `fit` and `train` whose points depend on the model, such as on its residual.
@@ -49,7 +51,8 @@ class Residual(eqx.Module):
 
     def __call__(self, model: Any, points: PyTree) -> Float[Array, " M"]:
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        z = self.objective.bind({self.name: points}, static).outputs(params)[self.name]
+        chunk = CHUNK if jax.tree.leaves(points)[0].shape[0] > CHUNK else None
+        z = self.objective.bind({self.name: points}, static, chunk=chunk).outputs(params)[self.name]
         size = jnp.linalg.norm(z, axis=1)
         return jnp.where(jnp.isfinite(size), size, 0)
 

@@ -9,7 +9,7 @@ import pytest
 import small
 
 import sciml_opt as so
-from sciml_opt.sampling import R3, RAD, RARD, Box, RandomPool, Shifted, importance_sampled
+from sciml_opt.sampling import R3, RAD, RARD, Box, RandomPool, Shifted, _adaptive, importance_sampled
 
 RNG = np.random.default_rng(0)
 POOL = RNG.normal(size=(12, 2))
@@ -98,6 +98,15 @@ def test_rad_from_fresh_candidates():
     for points, pool in zip(draws(rad, keys(50), THETA), pools, strict=True):
         assert len(np.unique(places(points, pool))) == 16
         assert np.linalg.norm(points, axis=1).mean() > np.linalg.norm(pool, axis=1).mean()  # where z is large
+
+
+def test_a_large_pool_is_evaluated_in_chunks(monkeypatch):
+    monkeypatch.setattr(_adaptive, "CHUNK", 5)
+    residual = _adaptive.Residual(OBJECTIVE, "interior", BATCH)
+    np.testing.assert_allclose(residual(THETA, jnp.asarray(POOL)), SIZES, rtol=1e-14)
+    in_one, in_chunks = (str(jax.make_jaxpr(lambda x: residual(THETA, x))(POOL[:count])) for count in (5, 12))
+    assert "f64[5,2]" in in_one and "scan" not in in_one
+    assert "scan" in in_chunks and "f64[2,5,2]" in in_chunks  # two whole ones, and the two points that are left
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -27,6 +27,8 @@ class OperatorData:
     - `training`: how many functions, the first ones, are for training; the others are unseen.
     - `solver_error`: the relative L2 error of `outputs`, estimated by refinement: a floor under what an error can show.
 
+    **Errors:** `ValueError` for outputs that are not finite: the solver became unstable.
+
     **Example:**
 
     ```python
@@ -45,6 +47,13 @@ class OperatorData:
     queries: Float[np.ndarray, "*output e"]
     training: int
     solver_error: float
+
+    def __post_init__(self):
+        if not np.all(np.isfinite(self.outputs)):
+            raise ValueError(
+                f"The solver of {self.name} became unstable: its outputs are not finite. Smaller functions, more "
+                "diffusion or, where there is an option, more steps help."
+            )
 
     def pairs(self, part: Part = "training", dtype: DTypeLike | None = None) -> ProductBatch:
         """All pairs of a function and a query, for `DeepONet.product()`; grids are made flat.
