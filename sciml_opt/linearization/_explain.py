@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from ._linearize import tap
 from ._point_rows import multiplied_out
 from ._split import Use
 from ._taps import Tapped
@@ -23,6 +24,7 @@ class LeafRecord(NamedTuple):
 
         - `factored`: every use is a product with data, and a row is a sum of `terms` outer products,
         - `dense`: rows entry by entry, since something else is done with it,
+        - `matrix-free`: no rows are kept; products go through jvp and vjp,
         - `pulled back`: an array made from it before the points (a normalised weight) has rows, pulled back once,
         - `frozen`: outputs depend on it, but no derivative passes (`stop_gradient`),
         - `unused`: no output depends on it.
@@ -40,12 +42,18 @@ class LeafRecord(NamedTuple):
     reason: str
 
 
-def explain_block(inner: Callable[[PyTree, PyTree], PyTree], params: PyTree, point: PyTree) -> list[LeafRecord]:
-    """One record a parameter leaf for `inner(params, point)`, the map of one point.
+def explain_block(
+    inner: Callable[[PyTree, PyTree], PyTree], params: PyTree, point: PyTree, count: int = 1
+) -> list[LeafRecord]:
+    """One record a parameter leaf for `inner(params, point)`, the map of one of `count` points.
 
     **Cost:** one trace; nothing is evaluated. `params` and `point` may be `jax.ShapeDtypeStruct`s.
     """
-    return explain_tapped(Tapped(inner, params, point), params)
+    tapped, reason = tap(inner, params, point, count)
+    if tapped is None:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return [LeafRecord(jax.tree_util.keystr(p), v.shape, "matrix-free", 0, False, reason) for p, v in leaves]
+    return explain_tapped(tapped, params)
 
 
 def explain_tapped(tapped: Tapped, params: PyTree) -> list[LeafRecord]:

@@ -36,6 +36,20 @@ def half_squared_norm(z: Float[Array, " m"], x: PyTree) -> Scalar:
     return 0.5 * jnp.sum(z * z)
 
 
+def tap(
+    inner: Callable[[PyTree, PyTree], PyTree], params: PyTree, point: PyTree, count: int
+) -> tuple[Tapped | None, str]:
+    """The map of one of `count` points with its taps; or `None` and why no rows are kept."""
+    (outputs,) = jax.eval_shape(inner, params, point).shape
+    if outputs >= LONG:
+        return None, f"{outputs} outputs a point"
+    tapped = Tapped(inner, params, point)
+    size = count * outputs * sum(dense.size for dense in tapped.dense) * tree_dtype(params).itemsize
+    if size > DENSE:
+        return None, f"dense rows would fill {size / 2**30:.1f} GiB"
+    return tapped, ""
+
+
 class AbstractBlock(eqx.Module):
     """A part of a composite function: `Block`, `ProductBlock`."""
 
@@ -152,12 +166,7 @@ def _placed(rows: Rows, mesh: Mesh | None) -> Rows:
 def _linearize_block(block: Block, params: PyTree, layers: bool) -> tuple[Any, ...]:
     """`value, gradient (P,), rows, clipped, residual (n m,) or None` of one block."""
     point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), block.points)
-    (outputs,) = jax.eval_shape(block.inner, params, point).shape
-    tapped = Tapped(block.inner, params, point) if outputs < LONG else None
-    if tapped is not None:
-        numbers = block.weights.shape[0] * outputs * sum(dense.size for dense in tapped.dense)
-        if numbers * tree_dtype(params).itemsize > DENSE:
-            tapped = None
+    tapped, _ = tap(block.inner, params, point, block.weights.shape[0])
     z, arrays = (block.inner_map(params), []) if tapped is None else tapped.evaluate(params, block.points, block.chunk)
 
     def rows_of(scale: Array, mix: Array | None = None) -> Rows:

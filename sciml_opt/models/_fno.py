@@ -31,7 +31,7 @@ class FNO(eqx.Module):
         so.Term(lambda model, sample: (model(sample[0]) - sample[1]).ravel())
 
     A Jacobian row a grid point would be too large, so a term of 64 outputs or more is linearized matrix-free, by jvp
-    and vjp a sample (`so.explain` describes what a row would be made of: spectral weights entry by entry).
+    and vjp a sample, as `so.explain` says.
     `so.lbfgs()`, `so.soap()`, `so.hessian_free()`, `so.newton_krylov()`, `so.levenberg_marquardt(solve="cg")` and
     `so.gauss_newton(solve="cg")` need no more than that; methods with a direct solve or Kronecker factors would make
     every row by a vjp of its own.

@@ -1,13 +1,14 @@
 """Which parameter took which path through the linearization, term by term."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
-from ..linearization import AbstractBlock, Block, ProductBlock
-from ..linearization._explain import LeafRecord, explain_block, table
+from ..linearization import ProductBlock
+from ..linearization._explain import LeafRecord, explain_block, explain_tapped, table
+from ..linearization._taps import Tapped
 from ._bound import BoundObjective
 from ._objective import Objective, Weighted
 
@@ -64,16 +65,15 @@ def explain(
         objective = objective.bind(batch, static)
     records = {}
     for name, block in objective._blocks(params).items():
-        for part, (inner, points) in _maps(name, block).items():
-            point = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
-            records[part] = explain_block(inner, params, point)
+        if isinstance(block, ProductBlock):
+            for side in ("left", "right"):
+                inner, points = getattr(block, side), getattr(block, f"{side}_points")
+                records[f"{name} ({side})"] = explain_tapped(Tapped(inner, params, _one_of(points)), params)
+        else:
+            count = block.weights.shape[0]
+            records[name] = explain_block(block.inner, params, _one_of(block.points), count)
     return Explanation(records)
 
 
-def _maps(name: str, block: AbstractBlock) -> dict[str, tuple[Callable, PyTree]]:
-    """The maps of one point that are linearized, and their points."""
-    if isinstance(block, ProductBlock):
-        return {f"{name} (left)": (block.left, block.left_points), f"{name} (right)": (block.right, block.right_points)}
-    if isinstance(block, Block):
-        return {name: (block.inner, block.points)}
-    raise TypeError(f"explain knows no {type(block).__name__}.")
+def _one_of(points: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)

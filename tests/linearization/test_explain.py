@@ -7,6 +7,7 @@ import pytest
 from small import BATCH, POISSON, network, partition
 
 import sciml_opt as so
+from sciml_opt.linearization import _linearize
 from sciml_opt.linearization._explain import explain_block, table
 from sciml_opt.objective._explain import explain
 
@@ -70,6 +71,20 @@ def test_the_table_of_an_objective():
     assert interior[0].leaf == ".layers[0].weight" and interior[0].terms == 3  # d + 1 of the first layer
     text = str(explanation)
     assert "term 'interior'" in text and ".layers[0].weight" in text and "enters add" in text
+
+
+def test_where_no_rows_are_kept(monkeypatch):
+    params = {"W": jnp.ones((64, 2)), "v": jnp.ones(64)}
+    long = so.Objective(a=so.Term(lambda p, x: p["W"] @ x), b=so.Term(lambda p, x: jnp.sum(jnp.tanh(p["v"] + x[0]))))
+    batch = {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 2))}
+    records = explain(long, params, batch).records
+    assert [(r.path, r.reason) for r in records["a"]] == [("matrix-free", "64 outputs a point")] * 2
+    assert [r.path for r in records["b"]] == ["unused", "dense"]
+    monkeypatch.setattr(_linearize, "DENSE", 4 * 64 * 8 - 1)
+    records = explain(long, params, batch).records
+    assert {(r.path, r.reason) for r in records["b"]} == {("matrix-free", "dense rows would fill 0.0 GiB")}
+    rows = jax.eval_shape(lambda p: long.bind(batch).linearize(p).jacobian, params)
+    assert str(rows).count("MatrixFreeRows(") == 2
 
 
 def test_a_frozen_leaf_of_a_bound_objective():
