@@ -66,11 +66,14 @@ def count(name: str, value: Any) -> int:
 
 
 def parameters(params: PyTree) -> PyTree:
-    """`params`, if every leaf is an array of float32 or float64 (or complex) numbers."""
+    """`params`, if every leaf is an array of float32 or float64 numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is not None and not (jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32):
-            place = "params" + jax.tree_util.keystr(path)
+        dtype, place = getattr(leaf, "dtype", None), "params" + jax.tree_util.keystr(path)
+        if dtype is None:
+            continue
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{place} has dtype {dtype}, but parameters must be real: make two leaves of its parts.")
+        if not (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32):
             raise TypeError(
                 f"{place} has dtype {dtype}, but parameters must be float32 or float64: convert it, or leave it out "
                 "of the parameters (eqx.partition(model, eqx.is_inexact_array))."

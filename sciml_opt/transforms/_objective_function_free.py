@@ -95,8 +95,6 @@ def objective_function_free(
 
 def _init(rule: _Rule, params: PyTree) -> ObjectiveFunctionFreeState:
     dtype = tree_dtype(parameters(params))
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError("params must be real; pass real and imaginary parts as two leaves.")
     zeros = jax.tree.map(jnp.zeros_like, params)
     sums = jnp.zeros((), dtype) if rule.norm else zeros
     return ObjectiveFunctionFreeState(sums, sums, zeros)

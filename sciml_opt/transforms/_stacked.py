@@ -105,8 +105,7 @@ def to_descent(
 
 
 def _init(rule: StackedRule, params: PyTree) -> StackedState:
-    if jnp.issubdtype(tree_dtype(parameters(params)), jnp.complexfloating):
-        raise TypeError("params must be real; pass real and imaginary parts as two leaves.")
+    tree_dtype(parameters(params))
     return rule.init(params)
 
 

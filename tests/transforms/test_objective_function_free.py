@@ -216,7 +216,7 @@ def test_errors():
         tx.init({})
     with pytest.raises(TypeError, match=r"params\['n'\] has dtype int"):
         tx.init({"n": np.arange(3)})
-    with pytest.raises(TypeError, match="params must be real"):
+    with pytest.raises(TypeError, match="must be real"):
         tx.init({"z": np.ones(3, complex)})
     with pytest.raises(TypeError, match="value_fn must be a function of the parameters, got NoneType"):
         tx.update(params, tx.init(params), params)

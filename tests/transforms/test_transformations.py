@@ -171,6 +171,7 @@ def test_errors_say_what_to_do():
     for make, message in (
         (lambda: tx.init({"w": jnp.ones(2), "n": jnp.arange(2)}), r"params\['n'\] has dtype int"),
         (lambda: so.hessian_free().init(jnp.ones(2, jnp.float16)), "has dtype float16"),
+        (lambda: so.lbfgs().init(jnp.ones(2, complex)), "has dtype complex128, but parameters must be real"),
         (lambda: so.natural_gradient("h1"), "metric must be a Metric.*'h1'"),
         (lambda: so.variable_projection("c"), "linear must be a function"),
     ):
