@@ -18,7 +18,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from .._check import count as positive
 from ..linearization import half_squared_norm
-from ._bound import BoundObjective, BoundTerm, PointMap
+from ._bound import BoundObjective, BoundTerm
+from ._maps import PointMap
 from ._product import as_product, product_map
 from ._shard import point_mesh, shard
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._bound import PointMap, ProductMap
+from ._maps import PointMap, ProductMap
 
 
 class ProductBatch(NamedTuple):
