@@ -69,7 +69,7 @@ def run(name: str, seed: int, path: Path) -> None:
 
 def show(path: Path) -> None:
     rows, on_gpu = read(path), read(ON_GPU)
-    print("| problem | recipe | sizes | CPU s | GPU s | error: median (worst), seeds | reference | published |")
+    print("| problem | recipe | parameters, points | CPU s | GPU s | median (worst), seeds | reference | published |")
     print("|---|---|---|---|---|---|---|---|")
     met = known = 0
     for name in problems.names():
@@ -85,7 +85,8 @@ def show(path: Path) -> None:
         bold = "**" if published is not None and median <= published.error else ""
         own = problems.get(name).reference_error
         own = f"{own:.0e}" if own else "rounding"
-        gpu_seconds = f"{on_gpu[f'{name}/0']['train_seconds']:.1f}" if f"{name}/0" in on_gpu else ""
+        gpu = on_gpu.get(f"{name}/0", {})
+        gpu_seconds = f"{gpu['train_seconds']:.1f}" if gpu.get("recipe") == recipe(name) else ""
         figure = "-" if published is None else f"{published.error:.1e}, {published.method}"
         print(
             f"| {name} | {recipe(name)} | {runs[0]['n_params']}, {runs[0]['n_points']} "

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 
@@ -26,15 +27,16 @@ def number(
     if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise ValueError(f"{name} must be one real number, got {value!r}.")
     if not isinstance(array, jax.core.Tracer):
-        if finite and not jnp.isfinite(array):
+        known = np.asarray(array)  # within a trace jax would stage the comparisons
+        if finite and not np.isfinite(known):
             raise ValueError(f"{name} must be finite, got {value}.")
-        if above is not None and not array > above:
+        if above is not None and not known > above:
             raise ValueError(f"{name} must be greater than {above}, got {value}.")
-        if at_least is not None and not array >= at_least:
+        if at_least is not None and not known >= at_least:
             raise ValueError(f"{name} must be at least {at_least}, got {value}.")
-        if below is not None and not array < below:
+        if below is not None and not known < below:
             raise ValueError(f"{name} must be less than {below}, got {value}.")
-        if at_most is not None and not array <= at_most:
+        if at_most is not None and not known <= at_most:
             raise ValueError(f"{name} must be at most {at_most}, got {value}.")
     dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else jnp.result_type(float)
     return jnp.asarray(array, dtype)  # with a dtype: weak types would retrace

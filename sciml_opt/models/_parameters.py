@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, DTypeLike, Float
 
 
@@ -43,7 +44,7 @@ class Positive(eqx.Module):
 
     def __init__(self, value: ArrayLike, dtype: DTypeLike | None = None):
         value = _floating(value, dtype)
-        _require("Positive(value=...) must be positive", value, value > 0)
+        _require("Positive(value=...) must be positive", value, lambda v: v > 0)
         self.raw = jnp.log(value)
 
     @property
@@ -98,8 +99,11 @@ class Bounded(eqx.Module):
     def __init__(self, value: ArrayLike, lower: float, upper: float, dtype: DTypeLike | None = None):
         value = _floating(value, dtype)
         self.lower, self.upper = float(lower), float(upper)
-        inside = (value > self.lower) & (value < self.upper)
-        _require(f"Bounded(value=...) must lie strictly between {self.lower} and {self.upper}", value, inside)
+        _require(
+            f"Bounded(value=...) must lie strictly between {self.lower} and {self.upper}",
+            value,
+            lambda v: (v > self.lower) & (v < self.upper),
+        )
         share = (value - self.lower) / (self.upper - self.lower)
         self.raw = jnp.log(share) - jnp.log1p(-share)
 
@@ -148,6 +152,6 @@ def _floating(value: ArrayLike, dtype: DTypeLike | None) -> Array:
     return jnp.asarray(value, jnp.result_type(float) if dtype is None else dtype)
 
 
-def _require(rule: str, value: Array, holds: Array) -> None:
-    if not isinstance(value, jax.core.Tracer) and not jnp.all(holds):
+def _require(rule: str, value: Array, holds: Callable[[np.ndarray], np.ndarray]) -> None:
+    if not isinstance(value, jax.core.Tracer) and not np.all(holds(np.asarray(value))):
         raise ValueError(f"{rule}, got {value}.")

@@ -95,7 +95,7 @@ class Term(eqx.Module):
                 f"Term(weight=...) must be one number, got shape {self.weight.shape}; weights of single points belong "
                 "to the batch: Weighted(points, weights)."
             )
-        if not isinstance(self.weight, jax.core.Tracer) and not self.weight >= 0:
+        if not isinstance(self.weight, jax.core.Tracer) and not np.asarray(self.weight) >= 0:
             raise ValueError(f"Term(weight=...) must not be negative, got {weight}.")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ..objective import Objective, Product, Weighted
-from ..objective._objective import _check_keys
+from ..objective._objective import _check_keys, point_count
 
 CHUNK = 2**14  # candidates whose residual is evaluated at a time: a large pool does not fill the memory
 
@@ -51,7 +51,7 @@ class Residual(eqx.Module):
 
     def __call__(self, model: Any, points: PyTree) -> Float[Array, " M"]:
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        chunk = CHUNK if jax.tree.leaves(points)[0].shape[0] > CHUNK else None
+        chunk = CHUNK if point_count(self.name, points, None) > CHUNK else None
         z = self.objective.bind({self.name: points}, static, chunk=chunk).outputs(params)[self.name]
         size = jnp.linalg.norm(z, axis=1)
         return jnp.where(jnp.isfinite(size), size, 0)

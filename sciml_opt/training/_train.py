@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -42,13 +43,13 @@ class TrainState(NamedTuple):
 
 
 class StepMade(NamedTuple):
-    """What a step found: the loss before it, its terms (`None` where they are measured apart), and ends of the run."""
+    """What a step found: the loss before it with its terms, and whether it ends the phase or the run."""
 
     loss: Scalar
-    terms: dict[str, Scalar] | None
+    terms: dict[str, Scalar] | None  # `None` for an optimizer that carries its loss
     info: Any
-    left: Bool[Array, ""]  # the phase
-    reached: Bool[Array, ""]  # the target
+    phase_over: Bool[Array, ""]
+    on_target: Bool[Array, ""]
 
 
 class TrainResult(eqx.Module):
@@ -179,7 +180,7 @@ class Run(eqx.Module):
                 "An optimistix solver compares losses across steps, so it needs one fixed batch; data is a sampler. "
                 "Use an optax transformation for fresh points each step."
             )
-        if metric is None and not isinstance(until.error, jax.core.Tracer) and until.error > -jnp.inf:
+        if metric is None and not isinstance(until.error, jax.core.Tracer) and np.asarray(until.error) > -np.inf:
             raise ValueError("Stop(error=...) needs a metric: metric=model -> error.")
         if not fresh:
             data = jax.tree.map(jnp.asarray, data)
@@ -196,6 +197,9 @@ class Run(eqx.Module):
         """Whether the points change from time to time."""
         return callable(self.data) or self.adaptive
 
+    def model(self, params: PyTree) -> Any:
+        return params if self.static is None else eqx.combine(params, self.static)
+
     def bind(self, key: Array, step: Int[Array, ""], sampled: PyTree) -> BoundObjective:
         batch: Any = self.data
         if self.adaptive:
@@ -207,7 +211,7 @@ class Run(eqx.Module):
     def draw(self, key: Array, step: Int[Array, ""], params: PyTree, state: PyTree) -> PyTree:
         """The batch for step number `step`, which sees the model that this step starts from."""
         key, sampler = jax.random.fold_in(key, step // self.resample_every), cast(AbstractAdaptiveSampler, self.data)
-        return sampler.draw(key, eqx.combine(params, self.static), state)
+        return sampler.draw(key, self.model(params), state)
 
     def init(self, params: PyTree, key: Array | None, step: ArrayLike = 0) -> TrainState:
         if key is None and self.fresh:
@@ -243,67 +247,72 @@ class Run(eqx.Module):
         first = state.step
 
         def step(state: TrainState):
-            return self.step(state, until, phase_until)
+            return self.step(self.loss(state), state, until, phase_until)
 
-        nothing = jax.tree.map(
+        dtype = state.best_loss.dtype
+        nan, no = jnp.full((), jnp.nan, dtype), jnp.zeros((), bool)
+        not_made = jax.tree.map(
             lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, leaf.dtype),
             jax.eval_shape(step, state)[1],
         )
 
         def body(state: TrainState, index: Int[Array, ""]):
-            number = first + index + 1  # not from `state.step`: see `_when`
+            number = first + index + 1
             active = (state.step < limit) & (state.result == RESULTS.successful)
             measured = number % self.metric_every == 0
-            terms = self.terms_apart(state, measured, active)
-            sampled = state.sampled
-            state, made = lax.cond(active, step, lambda s: (s, nothing), state)
-            dtype = made.loss.dtype
-            nan, no = jnp.full((), jnp.nan, dtype), jnp.zeros((), bool)
-            error = _when(measured, active, lambda p: self.error(p, dtype), nan, state.params)
+            loss = self.loss(state)
+            terms = None  # of an optimizer that carries its loss: not a by-product of the step, but another evaluation
+            if self.carried(state) is not None:
+                terms = _when(measured, active, loss.values, dict.fromkeys(loss.terms, nan), state.params)
+            state, made = lax.cond(
+                active, lambda s: self.step(loss, s, until, phase_until), lambda s: (s, not_made), state
+            )
 
-            def noisy(stop: Stop):
-                def fails(state: TrainState):
-                    return _noisy(stop, self.bind(state.key, state.step - 1, sampled), state.params)
+            def measure(params: PyTree):
+                return self.error(params, dtype), _noisy(phase_until, loss, params), _noisy(until, loss, params)
 
-                return no if stop.noise is None else _when(measured, active, fails, no, state)
-
-            left = made.left | noisy(phase_until) | (error <= phase_until.error.astype(dtype))
-            reached = made.reached | (error <= until.error.astype(dtype))
-            result = RESULTS.where(left, RESULTS.phase_done, state.result)
-            result = RESULTS.where(noisy(until), RESULTS.too_noisy, result)
+            error, phase_noisy, noisy = _when(measured, active, measure, (nan, no, no), state.params)
+            phase_over = made.phase_over | phase_noisy | (error <= phase_until.error.astype(dtype))
+            phase_over = phase_over | (state.stalled >= phase_until.plateau)
+            on_target = made.on_target | (error <= until.error.astype(dtype))
+            result = RESULTS.where(phase_over, RESULTS.phase_done, state.result)
+            result = RESULTS.where(noisy, RESULTS.too_noisy, result)
             result = RESULTS.where(state.stalled >= until.plateau, RESULTS.plateau, result)
-            result = RESULTS.where(reached, RESULTS.target_reached, result)
+            result = RESULTS.where(on_target, RESULTS.target_reached, result)
             result = RESULTS.where(jnp.isfinite(made.loss), result, RESULTS.nonfinite_loss)
             state = state._replace(result=RESULTS.where(active, result, state.result))
             if self.adaptive:
-                again, going = number % self.resample_every == 0, active & (state.result == RESULTS.successful)
 
                 def draw(state: TrainState):
                     return self.draw(state.key, state.step, state.params, state.sampled[1])
 
+                again, going = number % self.resample_every == 0, active & (state.result == RESULTS.successful)
                 state = state._replace(sampled=_when(again, going, draw, state.sampled, state))
-            record = {"loss": made.loss, "terms": made.terms if terms is None else terms, "error": error}
-            return state, record | {"info": made.info}
+            terms = made.terms if terms is None else terms
+            return state, {"loss": made.loss, "terms": terms, "error": error, "info": made.info}
 
         return lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
 
-    def step(self, state: TrainState, until: Stop, phase_until: Stop) -> tuple[TrainState, StepMade]:
+    def loss(self, state: TrainState) -> BoundObjective:
+        """The loss of the next step."""
+        return self.bind(state.key, state.step, state.sampled)
+
+    def step(
+        self, loss: BoundObjective, state: TrainState, until: Stop, phase_until: Stop
+    ) -> tuple[TrainState, StepMade]:
         """One step. `until` ends the run, `phase_until` only the phase."""
-        loss = self.bind(state.key, state.step, state.sampled)
         dtype = state.best_loss.dtype
         value, grad, terms = self.evaluate(loss, state)
         params, optimizer, converged = self.stepper.step(loss, state.params, state.optimizer, value, grad)
         if self.where is not None:  # weight decay would move what is frozen
             params = eqx.combine(eqx.filter(params, self.where), state.params)
         # the loss and the gradient of these very parameters: they are kept
-        reached = (value <= until.loss.astype(dtype)) | _flat(until, grad)
-        params = tree_where(jnp.isfinite(value) & ~reached, params, state.params)
-        state = _track(state, value)
-        left = (value <= phase_until.loss.astype(dtype)) | (state.stalled >= phase_until.plateau)
-        left = left | converged | _flat(phase_until, grad)
+        on_target = (value <= until.loss.astype(dtype)) | _flat(until, grad)
+        params = tree_where(jnp.isfinite(value) & ~on_target, params, state.params)
+        phase_over = (value <= phase_until.loss.astype(dtype)) | converged | _flat(phase_until, grad)
         info = next(iter(step_infos(optimizer)), None)
-        state = state._replace(params=params, optimizer=optimizer, step=state.step + 1)
-        return state, StepMade(value, terms, info, left, reached)
+        state = _track(state, value)._replace(params=params, optimizer=optimizer, step=state.step + 1)
+        return state, StepMade(value, terms, info, phase_over, on_target)
 
     def evaluate(self, loss: BoundObjective, state: TrainState) -> tuple[Scalar, PyTree, dict[str, Scalar] | None]:
         """Value, gradient and terms of the loss at the present point; no terms where they are measured apart."""
@@ -324,22 +333,9 @@ class Run(eqx.Module):
 
     def carried(self, state: TrainState) -> Carried | None:
         """Value and gradient of the present point, where the optimizer has them from its last step."""
-        if self.where is not None:  # with frozen parameters the point is not the one that the optimizer went to
-            return None
-        return None if self.fresh and self.resample_every == 1 else self.stepper.carried(state.optimizer)
-
-    def terms_apart(
-        self, state: TrainState, measured: Bool[Array, ""], active: Bool[Array, ""]
-    ) -> dict[str, Scalar] | None:
-        """The terms for an optimizer that carries value and gradient: they would cost another evaluation each step."""
-        if self.carried(state) is None:
-            return None
-
-        def values(state: TrainState):
-            return self.bind(state.key, state.step, state.sampled).values(state.params)
-
-        nothing = dict.fromkeys(self.objective.terms, jnp.full_like(state.best_loss, jnp.nan))
-        return _when(measured, active, values, nothing, state)
+        if self.where is not None or (self.fresh and self.resample_every == 1):
+            return None  # with frozen parameters the point is not the one that the optimizer went to
+        return self.stepper.carried(state.optimizer)
 
     def stopped(self, state: TrainState, until: Stop) -> Bool[Array, ""]:
         """Whether the gradient or its noise at the present point stops a run."""
@@ -356,7 +352,7 @@ class Run(eqx.Module):
     def error(self, params: PyTree, dtype) -> Scalar:
         if self.metric is None:
             return jnp.full((), jnp.nan, dtype)
-        error = jnp.asarray(self.metric(eqx.combine(params, self.static)))
+        error = jnp.asarray(self.metric(self.model(params)))
         if error.shape != ():
             raise ValueError(f"metric must return one number, got shape {error.shape}.")
         return error.astype(dtype)
@@ -399,8 +395,8 @@ def _when(
 ) -> PyTree:
     """`function(*operands)` where it is due in an active run.
 
-    Under vmap a condition that differs between the runs becomes a mask, and both branches are computed: `due` must be
-    the same in all of them, `active` need not.
+    Under vmap a condition that differs between the runs becomes a mask, and both branches are computed. So `due` must
+    not depend on what differs, which is all of the state, the number of steps made too; `active` may.
     """
 
     def idle(*_):

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
@@ -57,7 +58,8 @@ def causal(
     **Example:** `so.causal(so.levenberg_marquardt(), "interior", lambda x: x[1], (0.0, 1.0))`.
     """
     start, stop = (number("interval", end) for end in interval)
-    if not isinstance(start < stop, jax.core.Tracer) and not start < stop:
+    known = not any(isinstance(end, jax.core.Tracer) for end in (start, stop))
+    if known and not np.asarray(start) < np.asarray(stop):
         raise ValueError(f"interval must be (start, end) with start < end, got {interval}.")
     ladder = [number("tolerance", value, at_least=0) for value in jnp.atleast_1d(jnp.asarray(tolerance))]
     partial = time if isinstance(time, jax.tree_util.Partial) else jax.tree_util.Partial(time)

@@ -50,6 +50,29 @@ MODEL = Coefficient(jnp.array(1.0))
 SGD = optax.sgd(0.1)
 
 
+def test_vmapped_runs_draw_only_when_due_whatever_run_has_ended():
+    draws = []
+
+    class Counted(Recorder):
+        def draw(self, key, model, state):
+            jax.debug.callback(lambda _: draws.append(None), model.a)
+            return super().draw(key, model, state)
+
+    def run(a):
+        options = {"steps": 6, "key": jax.random.key(0), "resample_every": 3, "until": so.Stop(loss=1e-2)}
+        return so.train(Coefficient(a), objective(), SGD, Counted(), **options).state.step
+
+    steps = jax.jit(jax.vmap(run))(jnp.array([1.0, 2.9]))
+    jax.effects_barrier()
+    assert steps[0] == 6 and steps[1] < 3 and len(draws) == 6  # before the steps 0, 3 and 6, in two runs
+
+
+def test_parameters_alone_are_a_model():
+    options = {"steps": 2, "key": jax.random.key(0), "metric": lambda model: model.a}
+    result = jax.jit(lambda a: so.train(Coefficient(a), objective(), SGD, Recorder(), **options))(jnp.array(1.0))
+    np.testing.assert_array_equal(result.history["error"][-1], result.params.a)
+
+
 def by_hand(steps, every, slope=3.0, a=1.0):
     """Gradient descent on `0.5 (a x - slope x)^2`, where x is renewed from a before the steps 0, every, ..."""
     losses, x = [], None

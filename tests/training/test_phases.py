@@ -73,6 +73,21 @@ def test_a_noisy_batch_ends_its_phase():
     assert ended.status == so.RESULTS.target_reached and ended.steps == 1
 
 
+def test_a_stop_may_be_made_outside_of_a_jitted_run(tmp_path):
+    params, static = partition(MODEL)
+
+    def run(params, until):
+        options = {"static": static, "steps": 4, "metric_every": 2, "until": until}
+        return so.train(params, FIT, optax.sgd(0.1), BATCH, **options).state.step
+
+    for until in (so.Stop(noise=1e6), so.Stop(plateau=3)):
+        assert jax.jit(lambda p, until=until: run(p, until))(params) == 4
+    assert run(params, so.Stop(noise=1e6)) == 4
+    options: dict = {"checkpoint": tmp_path / "run", "until": so.Stop(noise=1e6)}
+    so.fit(MODEL, FIT, optax.sgd(0.1), BATCH, steps=2, **options)
+    assert so.fit(MODEL, FIT, optax.sgd(0.1), BATCH, steps=4, resume=True, **options).steps == 4
+
+
 @jax.numpy_dtype_promotion("standard")
 def test_the_same_optimizer_goes_on_in_the_next_phase():
     adam, again = optax.adam(1e-2), optax.adam(1e-2)

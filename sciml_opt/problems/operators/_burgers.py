@@ -11,6 +11,7 @@ from ._random_field import RandomField, fourier_series
 CHECKED = 8  # samples that are solved again with twice the frequencies and half the step
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an unstable solution is refused in the end
 def burgers_operator(
     key: PRNGKeyArray,
     training: int = 100,

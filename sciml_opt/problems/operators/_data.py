@@ -27,7 +27,7 @@ class OperatorData:
     - `training`: how many functions, the first ones, are for training; the others are unseen.
     - `solver_error`: the relative L2 error of `outputs`, estimated by refinement: a floor under what an error can show.
 
-    **Errors:** `ValueError` for outputs that are not finite: the solver became unstable.
+    **Errors:** `ValueError` for outputs or an error that are not finite.
 
     **Example:**
 
@@ -49,10 +49,10 @@ class OperatorData:
     solver_error: float
 
     def __post_init__(self):
-        if not np.all(np.isfinite(self.outputs)):
+        if not np.all(np.isfinite(self.outputs)) or not np.isfinite(self.solver_error):
             raise ValueError(
-                f"The solver of {self.name} became unstable: its outputs are not finite. Smaller functions, more "
-                "diffusion or, where there is an option, more steps help."
+                f"The outputs of {self.name} or their solver_error are not finite: the solver was unstable, or the "
+                "solution itself blows up."
             )
 
     def pairs(self, part: Part = "training", dtype: DTypeLike | None = None) -> ProductBatch:

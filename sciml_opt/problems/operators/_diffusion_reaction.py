@@ -13,6 +13,7 @@ CHECKED = 8  # samples that are solved again with more nodes and a smaller step
 NODES, STEPS_PER_INTERVAL = 48, 4
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an unstable solution is refused in the end
 def diffusion_reaction(
     key: PRNGKeyArray,
     training: int = 100,
