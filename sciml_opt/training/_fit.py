@@ -141,7 +141,8 @@ def fit(
       devices they are sharded, as in `Objective.bind`.
     - `metric`: `model -> scalar` error; it is evaluated every `metric_every` steps.
     - `resample_every`: steps between two draws of a sampler. A method that carries curvature keeps it across draws.
-    - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only.
+    - `until`: a `Stop` for the whole run; the one of a `Phase` ends that phase only. Its loss is that of the objective
+      of the phase: in a curriculum leave it to the last phase, or stop by the error.
     - `callback`: called with a `Progress` after each chunk; a true return value stops the run.
     - `checkpoint`: a file, written about every `checkpoint_every` seconds and at the end.
     - `resume`: continue from `checkpoint` if that file exists; the result is bit-identical to an uninterrupted run.
