@@ -71,7 +71,8 @@ def _solve(field: RandomField, D: float, k: float, x: np.ndarray, t: np.ndarray,
     """`(N, x, t)`; `steps` a time interval of the grid."""
     z, first = chebyshev(nodes)
     inner = slice(1, -1)  # of functions that vanish at the ends
-    values, vectors = np.linalg.eig((first @ first)[inner, inner])
+    # real, but complex numbers from NumPy 2.5 on
+    values, vectors = (array.real for array in np.linalg.eig((first @ first)[inner, inner]))
     inverse = np.linalg.inv(vectors)
     source = field(z[inner]) @ inverse.T
 
