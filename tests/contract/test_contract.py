@@ -219,6 +219,24 @@ def test_vmap_scan_chain_inject_hyperparams_and_multisteps(name, paths):
     assert relative(jax.tree.map(lambda leaf: leaf[0], lanes), want) < 1e-6
 
 
+def test_an_injected_number_takes_effect_in_the_next_step_and_does_not_retrace():
+    loss, params, traces = bind(), start(), []
+    injected = optax.inject_hyperparams(so.engd_w)(damping=1e-3)
+
+    @jax.jit
+    def update(state):
+        traces.append(None)
+        return injected.update(jax.grad(loss)(params), state, params, value_fn=loss)[0]
+
+    state = injected.init(params)
+    for damping in (1e-3, 10.0):
+        state.hyperparams["damping"] = jnp.asarray(damping)
+        tx = so.engd_w(damping)
+        want = jax.jit(tx.update)(jax.grad(loss)(params), tx.init(params), params, value_fn=loss)[0]
+        assert relative(update(state), want) < 1e-10
+    assert len(traces) == 1
+
+
 def rosenbrock(y, args):
     return jnp.concatenate([10 * (y["c"] - y["a"] ** 2), args - y["a"]])
 
