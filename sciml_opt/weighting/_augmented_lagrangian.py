@@ -29,7 +29,9 @@ def augmented_lagrangian(
     moderate penalty, which does not spoil the conditioning. The optimizer sees a least-squares loss, the terms with
     weight `penalty` and the residual `z_i + lambda_i / penalty`, and methods for least squares apply.
 
-    If not all constraints can hold, the multipliers grow without bound. The points must be the same in every step.
+    If not all constraints can hold, the multipliers grow without bound; and where the steps of `tx` drown in the
+    rounding of the loss (`z_i` near 1e-9 in float64) they drift by `penalty z_i` an update: stop there, or take
+    `so.lbfgs()`, which goes on. The points must be the same in every step.
 
     **Arguments:**
 

@@ -232,13 +232,14 @@ def test_constraints_of_an_energy_and_of_several_outputs():
         constraint=so.Term(lambda p, rows: rows @ p - 1),
     )
     batch = {"energy": c[None], "constraint": equations}
-    tx = so.augmented_lagrangian(so.gauss_newton(), {"constraint": (2, 2)}, penalty=30.0, every=1)
-    result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=150))(jnp.zeros(6))
+    # L-BFGS, which goes on by slopes where others drown in the rounding of the energy, and the multipliers drift
+    tx = so.augmented_lagrangian(so.lbfgs(), {"constraint": (2, 2)}, penalty=30.0, every=1)
+    result = jax.jit(lambda p: so.train(p, objective, tx, batch, steps=100))(jnp.zeros(6))
     E = equations.reshape(4, 6)
     multipliers = np.linalg.solve(E @ E.T, E @ c - 1)
-    np.testing.assert_allclose(result.params, c - E.T @ multipliers, rtol=1e-8)
+    np.testing.assert_allclose(result.params, c - E.T @ multipliers, rtol=1e-11)
     got = result.state.optimizer.rule.multipliers["constraint"].reshape(4) / 2  # a mean over two points
-    np.testing.assert_allclose(got, multipliers, rtol=1e-6)
+    np.testing.assert_allclose(got, multipliers, rtol=1e-11)
 
 
 @pytest.mark.bad_input
